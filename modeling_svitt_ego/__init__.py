@@ -1,0 +1,56 @@
+"""SViTT-Ego (arXiv:2406.09462): a sparse video-text transformer for first-person video.
+
+Importing the package registers its classes with transformers' Auto classes. What needs `datasets`, `evaluate` or a
+video decoder lives in the sub-packages `data` and `evaluation` and is imported from there.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModelForVideoClassification,
+)
+
+from .configuration_svitt_ego import (
+    SViTTEgoConfig,
+    SViTTEgoFusionConfig,
+    SViTTEgoTextConfig,
+    SViTTEgoVisionConfig,
+)
+from .modeling_svitt_ego import (
+    SViTTEgoForMultipleChoice,
+    SViTTEgoForPreTraining,
+    SViTTEgoForVideoClassification,
+    SViTTEgoForVideoTextRetrieval,
+    SViTTEgoModel,
+    SViTTEgoPreTrainedModel,
+    SViTTEgoTextModel,
+    SViTTEgoVisionModel,
+)
+
+__version__ = "0.1.0"
+
+for _config in (SViTTEgoConfig, SViTTEgoVisionConfig, SViTTEgoTextConfig, SViTTEgoFusionConfig):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+AutoModel.register(SViTTEgoConfig, SViTTEgoModel, exist_ok=True)
+AutoModel.register(SViTTEgoVisionConfig, SViTTEgoVisionModel, exist_ok=True)
+AutoModel.register(SViTTEgoTextConfig, SViTTEgoTextModel, exist_ok=True)
+AutoModelForPreTraining.register(SViTTEgoConfig, SViTTEgoForPreTraining, exist_ok=True)
+AutoModelForMultipleChoice.register(SViTTEgoConfig, SViTTEgoForMultipleChoice, exist_ok=True)
+AutoModelForVideoClassification.register(SViTTEgoConfig, SViTTEgoForVideoClassification, exist_ok=True)
+
+__all__ = [
+    "SViTTEgoConfig",
+    "SViTTEgoForMultipleChoice",
+    "SViTTEgoForPreTraining",
+    "SViTTEgoForVideoClassification",
+    "SViTTEgoForVideoTextRetrieval",
+    "SViTTEgoFusionConfig",
+    "SViTTEgoModel",
+    "SViTTEgoPreTrainedModel",
+    "SViTTEgoTextConfig",
+    "SViTTEgoTextModel",
+    "SViTTEgoVisionConfig",
+    "SViTTEgoVisionModel",
+]

@@ -1,0 +1,341 @@
+"""Configuration of SViTT-Ego (arXiv:2406.09462): vision, text and fusion towers and the sparsity of each.
+
+Defaults are the published settings: BEiT-B/16 at 224 px, BERT-base cut into 9 text and 3 fusion layers,
+(K_l, K_r, G) = (1, 3, 56), q_v = 0.7 after vision layers 4, 7, 10 (1-based), q_m = 0.1, 4 frames, projection 256.
+"""
+
+import difflib
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+# Keyword arguments that PreTrainedConfig itself understands although they are no dataclass fields of ours.
+_LIBRARY_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "trust_remote_code",
+}
+
+
+def _refuse_unknown_keys(config: PreTrainedConfig, kwargs: dict) -> None:
+    """PreTrainedConfig stores any keyword it does not know; a misspelt sparsity field would be silently off."""
+    fields = [name for name in type(config).__dataclass_fields__ if not name.startswith("_")]
+    for key in kwargs:
+        if key in _LIBRARY_KEYS or key.startswith("_"):
+            continue
+        nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{type(config).__name__} has no field '{key}'; the nearest field is '{nearest}'.")
+
+
+def _check_heads(hidden_size: int, num_attention_heads: int, key: str = "hidden_size") -> None:
+    if num_attention_heads < 1 or hidden_size % num_attention_heads != 0:
+        raise ValueError(f"{key} ({hidden_size}) must be a multiple of num_attention_heads ({num_attention_heads}).")
+
+
+def _check_pruning(keep_rate: float, prune_layers, num_hidden_layers: int, keep_strategy: str, strategies) -> None:
+    if not 0.0 < keep_rate <= 1.0:
+        raise ValueError(f"keep_rate ({keep_rate}) must lie in (0, 1]; 1.0 keeps every token.")
+    layers = list(prune_layers)
+    if layers != sorted(set(layers)) or any(layer < 0 for layer in layers):
+        raise ValueError(f"prune_layers ({layers}) must be increasing zero-based layer numbers.")
+    if layers and layers[-1] >= num_hidden_layers:
+        raise ValueError(
+            f"prune_layers names layer {layers[-1]}, but there are {num_hidden_layers} layers (0 to "
+            f"{num_hidden_layers - 1})."
+        )
+    if keep_strategy not in strategies:
+        raise ValueError(f"keep_strategy ('{keep_strategy}') must be one of {', '.join(strategies)}.")
+
+
+@strict
+class SViTTEgoVisionConfig(PreTrainedConfig):
+    r"""
+    The video tower: BEiT (arXiv:2106.08254) over all patches of a clip, with edge and node sparsity (SViTT,
+    arXiv:2304.08809, sections 3.2 and 3.3).
+
+    Args:
+        image_size (`int`): height and width of a frame in pixels.
+        patch_size (`int`): height and width of a patch in pixels; must divide `image_size`.
+        num_channels (`int`): colour channels of a frame.
+        num_frames (`int`): frames the relative position tables are made for. A clip with another number of frames
+            is accepted: the tables are resampled in time (`resample_relative_position_bias`).
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`int`), hidden_act (`str`),
+            layer_norm_eps (`float`), initializer_range (`float`): as in BEiT.
+        layer_scale_init_value (`float`): initial value of both layer scales.
+        drop_path_rate (`float`): stochastic depth rate of the last layer; it grows linearly from 0.
+        num_local_blocks (`int`): K_l, local blocks that a query block attends to: odd (the block itself and as many
+            on either side, circularly) or 0.
+        num_random_blocks (`int` or `None`): K_r, random blocks besides. `None` is dense attention.
+        block_size (`int`): G, tokens in a block.
+        keep_rate (`float`): q_v, share of the patch tokens kept at each pruning layer, in (0, 1]; [CLS] always stays.
+        prune_layers (`list[int]`): zero-based layers that prune.
+        keep_strategy (`str`): `"cls_attn"` keeps the tokens that [CLS] attends to most, `"random"` a random set (the
+            same for every clip of a batch).
+        pattern_seed (`int`): seed of the random blocks (and of `"random"` pruning) in evaluation mode. Training draws
+            a new pattern at every forward.
+        released_attention (`bool`): reproduce two traits of the released SViTT code that its trained weights depend
+            on: zero keys of the last block's padding take part in the softmax (their logit is the patch-to-[CLS]
+            bias), and where fewer than K_l + K_r blocks are left the random blocks repeat local ones, which then count
+            twice. `False` masks the padding and attends each block once.
+
+    When pruning has left fewer than K_l + K_r blocks, every block is attended once: the layer is dense by itself.
+    """
+
+    model_type = "svitt_ego_vision_model"
+    base_config_key = "vision_config"
+
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    num_frames: int = 4
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    layer_scale_init_value: float = 0.1
+    drop_path_rate: float | int = 0.1
+    num_local_blocks: int = 1
+    num_random_blocks: int | None = 3
+    block_size: int = 56
+    keep_rate: float | int = 0.7
+    prune_layers: list[int] | tuple[int, ...] = (3, 6, 9)
+    keep_strategy: str = "cls_attn"
+    pattern_seed: int = 0
+    released_attention: bool = False
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown_keys(self, kwargs)
+        self.prune_layers = list(self.prune_layers)
+        super().__post_init__(**kwargs)
+
+    @property
+    def patches_per_frame(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    def tokens_per_layer(self, num_frames: int | None = None) -> list[int]:
+        """Patch tokens that enter each layer, [CLS] not counted, for clips of `num_frames` frames."""
+        tokens, counts = (num_frames or self.num_frames) * self.patches_per_frame, []
+        for layer in range(self.num_hidden_layers):
+            counts.append(tokens)
+            if layer in self.prune_layers:
+                tokens = num_kept_tokens(tokens, self.keep_rate)
+        return counts
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation: runs when a configuration is made, saved and loaded."""
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        _check_pruning(
+            self.keep_rate, self.prune_layers, self.num_hidden_layers, self.keep_strategy, ("cls_attn", "random")
+        )
+        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size != 0:
+            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}).")
+        if self.num_frames < 1:
+            raise ValueError(f"num_frames ({self.num_frames}) must be at least 1.")
+        if self.num_random_blocks is None:
+            return
+        if self.block_size < 1:
+            raise ValueError(f"block_size ({self.block_size}) must be at least 1.")
+        if self.num_local_blocks < 0 or (self.num_local_blocks > 0 and self.num_local_blocks % 2 == 0):
+            raise ValueError(f"num_local_blocks ({self.num_local_blocks}) must be odd or 0.")
+        if self.num_random_blocks < 0:
+            raise ValueError(f"num_random_blocks ({self.num_random_blocks}) must be at least 0, or None for dense.")
+        attended = self.num_local_blocks + self.num_random_blocks
+        tokens = self.num_frames * self.patches_per_frame
+        blocks = math.ceil(tokens / self.block_size)
+        if attended > blocks and not self.released_attention:
+            raise ValueError(
+                f"num_local_blocks + num_random_blocks ({self.num_local_blocks} + {self.num_random_blocks} = {attended}) "
+                f"is more than the {blocks} blocks that {tokens} tokens make at block_size {self.block_size}; use "
+                "num_random_blocks=None for dense attention."
+            )
+
+
+@strict
+class SViTTEgoTextConfig(PreTrainedConfig):
+    r"""
+    The text tower: the first layers of BERT (arXiv:1810.04805), without pooler. Fields as in `BertConfig`;
+    `num_hidden_layers` (9 of BERT-base's 12) is the depth before fusion.
+    """
+
+    model_type = "svitt_ego_text_model"
+    base_config_key = "text_config"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 9
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    cls_token_id: int | None = 101
+    mask_token_id: int | None = 103
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown_keys(self, kwargs)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation: runs when a configuration is made, saved and loaded."""
+        _check_heads(self.hidden_size, self.num_attention_heads)
+
+
+@strict
+class SViTTEgoFusionConfig(PreTrainedConfig):
+    r"""
+    The cross-modal tower: the last layers of BERT with cross-attention from text to video tokens in each (SViTT,
+    section 3.1), which prunes video tokens by the attention of the text's [CLS] (section 3.3).
+
+    Args:
+        encoder_hidden_size (`int`): width of the video tokens.
+        keep_rate (`float`): q_m, share of the video tokens that later fusion layers see, in (0, 1]; the video's [CLS]
+            always stays.
+        prune_layers (`list[int]`): zero-based fusion layers after whose cross-attention tokens are pruned. (The
+            released code counts BERT layers: its layer 9 is fusion layer 0.)
+        keep_strategy (`str`): `"cls_attn"` scores by the text's [CLS] row, `"avg_attn"` by the mean over text rows.
+        Others as in [`SViTTEgoTextConfig`].
+    """
+
+    model_type = "svitt_ego_fusion_model"
+    base_config_key = "fusion_config"
+
+    hidden_size: int = 768
+    encoder_hidden_size: int = 768
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    keep_rate: float | int = 0.1
+    prune_layers: list[int] | tuple[int, ...] = (0,)
+    keep_strategy: str = "cls_attn"
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown_keys(self, kwargs)
+        self.prune_layers = list(self.prune_layers)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation: runs when a configuration is made, saved and loaded."""
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        _check_pruning(
+            self.keep_rate, self.prune_layers, self.num_hidden_layers, self.keep_strategy, ("cls_attn", "avg_attn")
+        )
+
+
+@strict
+class SViTTEgoConfig(PreTrainedConfig):
+    r"""
+    The whole model: three towers and what joins them.
+
+    Args:
+        vision_config, text_config, fusion_config (`dict` or configuration): the towers.
+        projection_dim (`int`): width of the space in which clips and narrations are compared.
+        temperature_init (`float`): initial temperature of the contrastive loss. SViTT-Ego's released configuration
+            says 0.18, SViTT's 0.07.
+        temperature_min, temperature_max (`float`): the learnt temperature is kept in this range.
+        contrastive_loss (`str`): `"ego_nce"` (EgoVLP, arXiv:2206.01670: clips that share a verb and a noun are
+            positives) or `"info_nce"`.
+        ego_nce_form (`str`): `"log_sum"` (the log of the summed probability of all positives; EgoVLP) or `"sup_con"`
+            (the mean of their log-probabilities; HelpingHands).
+        contrastive_weight, vtm_weight, mlm_weight (`float`): weights of the three pretraining objectives; 0 leaves
+            one out, and the towers that only it needs are not run.
+        mlm_probability (`float`): share of the text tokens selected for masked language modelling.
+        tie_word_embeddings (`bool`): the masked language modelling decoder shares the word embeddings' weight.
+        initializer_range (`float`): standard deviation of the projections' and heads' initial weights.
+    """
+
+    model_type = "svitt_ego"
+    sub_configs = {
+        "vision_config": SViTTEgoVisionConfig,
+        "text_config": SViTTEgoTextConfig,
+        "fusion_config": SViTTEgoFusionConfig,
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    fusion_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 256
+    temperature_init: float = 0.18
+    temperature_min: float = 0.001
+    temperature_max: float = 0.5
+    contrastive_loss: str = "ego_nce"
+    ego_nce_form: str = "log_sum"
+    contrastive_weight: float | int = 1.0
+    vtm_weight: float | int = 1.0
+    mlm_weight: float | int = 1.0
+    mlm_probability: float = 0.5
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown_keys(self, kwargs)
+        for name, config_class in self.sub_configs.items():
+            value = getattr(self, name)
+            if value is None:
+                setattr(self, name, config_class())
+            elif isinstance(value, dict):
+                setattr(self, name, config_class(**value))
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation: runs when a configuration is made, saved and loaded."""
+        vision, text, fusion = self.vision_config, self.text_config, self.fusion_config
+        if fusion.hidden_size != text.hidden_size:
+            raise ValueError(
+                f"fusion_config.hidden_size ({fusion.hidden_size}) must equal text_config.hidden_size "
+                f"({text.hidden_size}): the fusion layers continue the text tower."
+            )
+        if fusion.encoder_hidden_size != vision.hidden_size:
+            raise ValueError(
+                f"fusion_config.encoder_hidden_size ({fusion.encoder_hidden_size}) must equal "
+                f"vision_config.hidden_size ({vision.hidden_size})."
+            )
+        if not 0.0 < self.temperature_min <= self.temperature_init <= self.temperature_max:
+            raise ValueError(
+                f"temperature_init ({self.temperature_init}) must lie in [temperature_min, temperature_max] = "
+                f"[{self.temperature_min}, {self.temperature_max}], above 0."
+            )
+        if self.contrastive_loss not in ("ego_nce", "info_nce"):
+            raise ValueError(f"contrastive_loss ('{self.contrastive_loss}') must be 'ego_nce' or 'info_nce'.")
+        if self.ego_nce_form not in ("log_sum", "sup_con"):
+            raise ValueError(f"ego_nce_form ('{self.ego_nce_form}') must be 'log_sum' or 'sup_con'.")
+        if not 0.0 < self.mlm_probability < 1.0:
+            raise ValueError(f"mlm_probability ({self.mlm_probability}) must lie in (0, 1).")
+        for name in ("contrastive_weight", "vtm_weight", "mlm_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative.")
+
+
+def num_kept_tokens(num_tokens: int, keep_rate: float) -> int:
+    """Tokens that a pruning layer keeps of `num_tokens`: ceil(keep_rate * num_tokens), at least one."""
+    return max(1, math.ceil(keep_rate * num_tokens))
+
+
+SViTTEgoConfig.register_for_auto_class()
+
+__all__ = ["SViTTEgoConfig", "SViTTEgoFusionConfig", "SViTTEgoTextConfig", "SViTTEgoVisionConfig"]

@@ -1,0 +1,383 @@
+"""Edge and node sparsity (SViTT, arXiv:2304.08809, sections 3.2 and 3.3).
+
+Edges: [CLS] attends to every token; a block of patch tokens attends to [CLS], its local blocks and a few random ones.
+Nodes: after some layers only the keep_rate patch tokens that [CLS] attends to most stay.
+
+Letters: B batch, H heads, N tokens with [CLS] first, n = N - 1 patch tokens, G tokens in a block, M = ceil(n / G)
+blocks, K blocks that a block attends to, L = 1 + K * G keys of a patch query, D head dim, R rows of the bias table.
+
+A patch token carries one integer, its id t * height * width + y * width + x in the clip. Which table row biases a pair
+follows from the two ids by arithmetic (`RelativePositions`), so there is no N x N index, before pruning or after it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+# ----------------------------------------------------------------------------------------------------- random pattern
+
+
+def hash_keys(seed: torch.Tensor, stream: int, *shape: int) -> torch.Tensor:
+    """
+    Pseudo-random int64 keys of `shape`, a pure function of (seed, stream): SplitMix64 over a counter.
+
+    Why not a `torch.Generator`: the same pattern on every device, nothing to replay under gradient checkpointing, and
+    plain tensor operations that torch.compile traces without a new graph for each seed.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    x = (
+        torch.arange(1, count + 1, device=seed.device)
+        + (seed + stream * 0x632BE59BD9B4E019 % 2**62) * 0x9E3779B97F4A7C1
+    )
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ _shift_right(x, shift)) * factor
+    return (x ^ _shift_right(x, 31)).view(shape)
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical (not arithmetic) right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def local_blocks(num_blocks: int, num_local_blocks: int, repeat: bool = False, device=None) -> torch.Tensor:
+    """
+    (M, K_l) ids of each block's neighbours, circular: b - K_l // 2, ..., b + K_l // 2. With fewer blocks than K_l each
+    is listed once, unless `repeat` (as the release does).
+    """
+    count = num_local_blocks if repeat else min(num_local_blocks, num_blocks)
+    offsets = torch.arange(count, device=device) - count // 2
+    return (torch.arange(num_blocks, device=device)[:, None] + offsets) % num_blocks
+
+
+def random_blocks(
+    seed: torch.Tensor,
+    layer: int,
+    num_blocks: int,
+    num_local_blocks: int,
+    num_random_blocks: int,
+    repeat: bool = False,
+) -> torch.Tensor:
+    """
+    (M, K_r) ids of distinct random blocks, ascending, none of them local to its row.
+
+    With fewer than K_l + K_r blocks all others are taken, so that every block is attended once; `repeat` fills up with
+    local blocks instead, which then count twice in the softmax (the release's behaviour, REFERENCE quirk 3).
+
+    Args:
+        seed (`torch.LongTensor` of shape `()`): one draw for the whole forward.
+        layer (`int`): zero-based layer number; each layer has a pattern of its own.
+    """
+    local = local_blocks(num_blocks, num_local_blocks, repeat, seed.device)
+    count = min(num_random_blocks, num_blocks if repeat else num_blocks - local.shape[1])
+    # Bits are dropped so that "local" can be ranked below every random key without overflow.
+    keys = _shift_right(hash_keys(seed, layer, num_blocks, num_blocks), 2)
+    keys = keys.scatter(1, local, -1)
+    return keys.topk(count, dim=1).indices.sort(dim=1).values
+
+
+# -------------------------------------------------------------------------------------------------- relative positions
+
+
+@dataclass
+class RelativePositions:
+    """
+    Which row of the bias table belongs to a pair of tokens (BEiT's relative position bias in (t, y, x)).
+
+    Rows 0 to P - 1 are the offsets (dt, dy, dx), P = (2T-1)(2H-1)(2W-1); row P is [CLS] to a patch, P + 1 a patch to
+    [CLS], P + 2 [CLS] to itself. code(t, y, x) = (t (2H-1) + y)(2W-1) + x makes the row of a patch pair
+    code(query) - code(key) + centre.
+    """
+
+    window: tuple[int, int, int]  # frames, height, width in patches
+    codes: torch.Tensor  # (1 or B, n) int64
+
+    @classmethod
+    def from_token_ids(cls, token_ids: torch.Tensor, window: tuple[int, int, int]) -> "RelativePositions":
+        _, height, width = window
+        t, y, x = token_ids // (height * width), token_ids // width % height, token_ids % width
+        return cls(window, (t * (2 * height - 1) + y) * (2 * width - 1) + x)
+
+    @property
+    def num_offsets(self) -> int:
+        frames, height, width = self.window
+        return (2 * frames - 1) * (2 * height - 1) * (2 * width - 1)
+
+    @property
+    def cls_to_patch(self) -> int:
+        return self.num_offsets
+
+    @property
+    def patch_to_cls(self) -> int:
+        return self.num_offsets + 1
+
+    @property
+    def cls_to_cls(self) -> int:
+        return self.num_offsets + 2
+
+    @property
+    def centre(self) -> int:
+        return (self.num_offsets - 1) // 2
+
+    def rows(self) -> torch.Tensor:
+        """(1 or B, N, N) table rows of all pairs: for dense attention and the reference."""
+        patches = self.codes[:, :, None] - self.codes[:, None, :] + self.centre
+        rows = nn.functional.pad(patches, (1, 0, 0, 0), value=self.patch_to_cls)
+        rows = nn.functional.pad(rows, (0, 0, 1, 0), value=self.cls_to_patch)
+        rows[:, 0, 0] = self.cls_to_cls
+        return rows
+
+    def dense_bias(self, table: torch.Tensor) -> torch.Tensor:
+        """(1 or B, H, N, N) additive bias from a table of shape (R, H)."""
+        return table[self.rows()].permute(0, 3, 1, 2)
+
+    def cls_row_bias(self, table: torch.Tensor) -> torch.Tensor:
+        """(H, N) bias of the [CLS] query."""
+        patches = table[self.cls_to_patch][:, None].expand(-1, self.codes.shape[1])
+        return torch.cat([table[self.cls_to_cls][:, None], patches], dim=1)
+
+
+# ------------------------------------------------------------------------------------------------------ edge attention
+
+
+def edge_attention_reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    table: torch.Tensor,
+    positions: RelativePositions,
+    block_ids: torch.Tensor,
+    block_size: int,
+    attend_padding: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Edge-sparse attention written as dense attention with a mask: slow, and plain enough to check by eye.
+
+    An edge that the pattern lists c times gets log(c) added to its logit, which is softmax over c copies of it.
+
+    Args:
+        q, k, v (`torch.Tensor` of shape `(B, H, N, D)`): [CLS] first.
+        table (`torch.Tensor` of shape `(R, H)`): relative position bias.
+        block_ids (`torch.LongTensor` of shape `(M, K)`): the blocks that each block attends to.
+        attend_padding (`bool`): as `released_attention` in the configuration.
+
+    Returns:
+        The context (B, H, N, D) and the attention (B, H, N, N).
+    """
+    num_patches, num_blocks = q.shape[2] - 1, block_ids.shape[0]
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, N, N)
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    scores = scores + positions.dense_bias(table)
+
+    times = torch.zeros(num_blocks, num_blocks, dtype=scores.dtype, device=q.device)
+    times = times.scatter_add(1, block_ids, torch.ones_like(block_ids, dtype=scores.dtype))  # (M, M)
+    edges = times.repeat_interleave(block_size, 0).repeat_interleave(block_size, 1)[:num_patches, :num_patches]
+    edges = nn.functional.pad(edges, (1, 0, 1, 0), value=1.0)  # [CLS] attends and is attended
+    scores = scores + edges.log()
+
+    if attend_padding:
+        # Zero keys: logit 0 + table[patch_to_cls]; zero values: they only add to the softmax's denominator.
+        num_padding = num_blocks * block_size - num_patches
+        count = (times[:, -1] * num_padding).repeat_interleave(block_size)[:num_patches]
+        count = nn.functional.pad(count, (1, 0))
+        sink = count.log() + table[positions.patch_to_cls][:, None]  # (H, N)
+        scores = torch.cat([scores, sink[None, :, :, None].expand(q.shape[0], -1, -1, -1)], dim=-1)
+        attention = scores.softmax(-1)[..., :-1]
+    else:
+        attention = scores.softmax(-1)
+    attention = attention.to(v.dtype)
+    return attention @ v, attention
+
+
+def edge_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    table: torch.Tensor,
+    positions: RelativePositions,
+    block_ids: torch.Tensor,
+    block_size: int,
+    attend_padding: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The same as [`edge_attention_reference`], computed on gathered blocks: cost and memory grow with L, not with N.
+
+    Returns:
+        The context (B, H, N, D) and the [CLS] row of the attention (B, H, N), which node pruning scores by.
+    """
+    cls_context, cls_attention = cls_row(q, k, v, table, positions)
+    patch_context = _GatheredBlocks.apply(
+        q,
+        k,
+        v,
+        table,
+        positions.codes,
+        block_ids,
+        block_size,
+        positions.centre,
+        positions.patch_to_cls,
+        attend_padding,
+    )
+    return torch.cat([cls_context, patch_context], dim=2), cls_attention
+
+
+def cls_row(q, k, v, table, positions: RelativePositions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense attention of the [CLS] query alone: context (B, H, 1, D) and attention (B, H, N) in float32 or wider."""
+    scores = (q[:, :, :1] @ k.transpose(-1, -2)).squeeze(2) * q.shape[-1] ** -0.5
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + positions.cls_row_bias(table)
+    attention = scores.softmax(-1)
+    return attention.to(v.dtype).unsqueeze(2) @ v, attention
+
+
+class _GatheredBlocks(torch.autograd.Function):
+    """
+    Attention of the patch queries to [CLS] and their blocks. Saves q, k, v, the output and its logsumexp; the backward
+    gathers again. Letting autograd keep the gathered keys and values would cost K copies of each.
+    """
+
+    # Blocks handled at once are limited so that one (B, H, m, G, L) score tensor stays near this many elements.
+    CHUNK_ELEMENTS = 2**24
+
+    @staticmethod
+    def forward(ctx, q, k, v, table, codes, block_ids, block_size, centre, patch_to_cls, attend_padding):
+        batch, heads, num_tokens, head_dim = q.shape
+        num_blocks = block_ids.shape[0]
+        table_by_head = table.t().contiguous()  # (H, R): one contiguous row per head
+        out = q.new_empty(batch, heads, num_blocks * block_size, head_dim)
+        statistics = torch.promote_types(q.dtype, torch.float32)
+        logsumexp = q.new_empty(batch, heads, num_blocks * block_size, dtype=statistics)
+        geometry = _Geometry(codes, block_ids, block_size, centre, patch_to_cls, attend_padding)
+        for first, last in geometry.chunks(batch * heads):
+            terms = geometry.gather(first, last, q, k, v, table_by_head)
+            lse = terms.scores.logsumexp(-1, keepdim=True)
+            weights = terms.scores.sub_(lse).exp_()
+            terms.drop_padding_(weights)
+            span = slice(first * block_size, last * block_size)
+            out[:, :, span] = (weights.to(v.dtype) @ terms.v).flatten(2, 3)
+            logsumexp[:, :, span] = lse.flatten(2)
+        out = out[:, :, : num_tokens - 1]
+        ctx.save_for_backward(q, k, v, table, codes, block_ids, out, logsumexp)
+        ctx.constants = (block_size, centre, patch_to_cls, attend_padding)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        q, k, v, table, codes, block_ids, out, logsumexp = ctx.saved_tensors
+        block_size, centre, patch_to_cls, attend_padding = ctx.constants
+        batch, heads, num_tokens, head_dim = q.shape
+        num_blocks = block_ids.shape[0]
+        padding = num_blocks * block_size - (num_tokens - 1)
+        scale = head_dim**-0.5
+
+        table_by_head = table.t().contiguous()
+        grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        grad_table = torch.zeros_like(table_by_head, dtype=logsumexp.dtype)
+        # The usual shortcut: sum_j P_ij dP_ij = dO_i . O_i
+        delta = (grad_out.to(logsumexp.dtype) * out.to(logsumexp.dtype)).sum(-1)
+        delta = nn.functional.pad(delta, (0, padding)).unflatten(2, (num_blocks, block_size))
+        grad_blocks = nn.functional.pad(grad_out, (0, 0, 0, padding)).unflatten(2, (num_blocks, block_size))
+        logsumexp = logsumexp.unflatten(2, (num_blocks, block_size))
+
+        geometry = _Geometry(codes, block_ids, block_size, centre, patch_to_cls, attend_padding)
+        for first, last in geometry.chunks(batch * heads):
+            terms = geometry.gather(first, last, q, k, v, table_by_head)
+            weights = terms.scores.sub_(logsumexp[:, :, first:last].unsqueeze(-1)).exp_()  # (B, H, m, G, L)
+            grad = grad_blocks[:, :, first:last]
+            grad_weights = (grad @ terms.v.transpose(-1, -2)).to(weights.dtype)
+            terms.drop_padding_(grad_weights)
+            grad_scores = grad_weights.sub_(delta[:, :, first:last].unsqueeze(-1)).mul_(weights)
+            terms.drop_padding_(weights)
+            by_row = grad_scores.sum(0, keepdim=True) if terms.rows.shape[0] == 1 else grad_scores
+            grad_table.index_add_(1, terms.rows.flatten(), by_row.transpose(0, 1).flatten(1))
+            terms.drop_padding_(grad_scores)
+            grad_scores = grad_scores.to(q.dtype)
+            tokens = terms.token_index.flatten()
+            grad_v.index_add_(2, tokens, (weights.to(v.dtype).transpose(-1, -2) @ grad).flatten(2, 3))
+            grad_k.index_add_(2, tokens, (grad_scores.transpose(-1, -2) @ terms.q).flatten(2, 3) * scale)
+            start, stop = 1 + first * block_size, min(1 + last * block_size, num_tokens)
+            grad_q[:, :, start:stop] = (grad_scores @ terms.k).flatten(2, 3)[:, :, : stop - start] * scale
+        return grad_q, grad_k, grad_v, grad_table.t().to(table.dtype), *[None] * 6
+
+
+@dataclass
+class _Terms:
+    """What one chunk of m query blocks needs, gathered."""
+
+    q: torch.Tensor  # (B, H, m, G, D)
+    k: torch.Tensor  # (B, H, m, L, D)
+    v: torch.Tensor  # (B, H, m, L, D)
+    scores: torch.Tensor  # (B, H, m, G, L)
+    rows: torch.Tensor  # (1 or B, m, G, L) rows of the bias table
+    token_index: torch.Tensor  # (m, L) which of the N tokens
+    padding: torch.Tensor | None  # (m, 1, L) True where the key is padding; None where no key is
+
+    def drop_padding_(self, weights: torch.Tensor) -> None:
+        """Padding has no value: it takes part in the softmax at most (attend_padding), never in the sum."""
+        if self.padding is not None:
+            weights.masked_fill_(self.padding, 0.0)
+
+
+@dataclass
+class _Geometry:
+    """Which keys and which bias rows each query block sees."""
+
+    codes: torch.Tensor  # (1 or B, n)
+    block_ids: torch.Tensor  # (M, K)
+    block_size: int
+    centre: int
+    patch_to_cls: int
+    attend_padding: bool
+
+    def chunks(self, batch_heads: int) -> list[tuple[int, int]]:
+        num_blocks, num_attended = self.block_ids.shape
+        per_block = batch_heads * self.block_size * (1 + num_attended * self.block_size)
+        step = max(1, _GatheredBlocks.CHUNK_ELEMENTS // per_block)
+        return [(first, min(first + step, num_blocks)) for first in range(0, num_blocks, step)]
+
+    def gather(self, first: int, last: int, q, k, v, table_by_head) -> _Terms:
+        size, num_patches = self.block_size, self.codes.shape[1]
+        has_padding = self.block_ids.shape[0] * size > num_patches
+        offsets = torch.arange(size, device=q.device)
+        patches = (self.block_ids[first:last, :, None] * size + offsets).flatten(1)  # (m, K * G)
+        is_padding = patches >= num_patches
+        patches = patches.clamp(max=num_patches - 1)
+        token_index = nn.functional.pad(patches + 1, (1, 0))  # (m, L); [CLS] is token 0
+
+        # Queries past the end repeat the last token; their rows are cut from the output and get no gradient.
+        queries = torch.arange(first * size, last * size, device=q.device).view(-1, size).clamp(max=num_patches - 1)
+        rows = self.codes[:, queries][..., None] - self.codes[:, patches][:, :, None, :] + self.centre
+        if has_padding and self.attend_padding:
+            rows = rows.masked_fill(is_padding[:, None, :], self.patch_to_cls)
+        rows = nn.functional.pad(rows, (1, 0), value=self.patch_to_cls)  # (1 or B, m, G, L)
+
+        query = q[:, :, queries.flatten() + 1].unflatten(2, queries.shape)
+        key = k[:, :, token_index.flatten()].unflatten(2, token_index.shape)
+        value = v[:, :, token_index.flatten()].unflatten(2, token_index.shape)
+        scores = (query * q.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, m, G, L)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        padding = None
+        if has_padding:
+            padding = nn.functional.pad(is_padding, (1, 0))[:, None, :]
+            scores.masked_fill_(padding, 0.0 if self.attend_padding else float("-inf"))
+        bias = table_by_head.index_select(1, rows.flatten()).view(-1, *rows.shape)  # (H, 1 or B, m, G, L)
+        scores += bias.transpose(0, 1)
+        return _Terms(query, key, value, scores, rows, token_index, padding)
+
+
+# -------------------------------------------------------------------------------------------------------------- nodes
+
+
+def select_tokens(scores: torch.Tensor, num_kept: int) -> torch.Tensor:
+    """
+    Indices (B, num_kept) of the highest `scores` (B, n), in ascending order: the tokens that stay keep their order.
+    """
+    return scores.topk(num_kept, dim=-1).indices.sort(dim=-1).values
+
+
+def take_tokens(hidden_states: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """[CLS] and the patch tokens `kept` (B, m) of `hidden_states` (B, 1 + n, C)."""
+    kept = nn.functional.pad(kept + 1, (1, 0))
+    return hidden_states.gather(1, kept[:, :, None].expand(-1, -1, hidden_states.shape[-1]))

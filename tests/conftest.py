@@ -1,0 +1,22 @@
+"""Shared test set-up: markers, the place of the reference material, and tiny videos made on the spot."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("SVITT_EGO_SHARED", REPO.parent / "shared"))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: minutes rather than seconds; left out of the default run by `-m 'not slow'`")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder with golden tensors and real videos; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"reference material not found at {SHARED}; set SVITT_EGO_SHARED to its folder")
+    return SHARED
