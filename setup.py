@@ -27,6 +27,8 @@ setup(
         "evaluate>=0.4.5",
         "peft>=0.18",
         "numpy",
+        "safetensors",
+        "pyyaml",
         "pyarrow",
         "pillow",
         "tqdm",

@@ -10,8 +10,11 @@ from transformers import (
     AutoModelForMultipleChoice,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
+    AutoProcessor,
+    AutoVideoProcessor,
 )
 
+from .clip_reading import ClipReadError
 from .configuration_svitt_ego import (
     SViTTEgoConfig,
     SViTTEgoFusionConfig,
@@ -28,6 +31,8 @@ from .modeling_svitt_ego import (
     SViTTEgoTextModel,
     SViTTEgoVisionModel,
 )
+from .processing_svitt_ego import SViTTEgoProcessor
+from .video_processing_svitt_ego import SViTTEgoVideoProcessor
 
 __version__ = "0.1.0"
 
@@ -39,8 +44,11 @@ AutoModel.register(SViTTEgoTextConfig, SViTTEgoTextModel, exist_ok=True)
 AutoModelForPreTraining.register(SViTTEgoConfig, SViTTEgoForPreTraining, exist_ok=True)
 AutoModelForMultipleChoice.register(SViTTEgoConfig, SViTTEgoForMultipleChoice, exist_ok=True)
 AutoModelForVideoClassification.register(SViTTEgoConfig, SViTTEgoForVideoClassification, exist_ok=True)
+AutoVideoProcessor.register(SViTTEgoConfig, SViTTEgoVideoProcessor, exist_ok=True)
+AutoProcessor.register(SViTTEgoConfig, SViTTEgoProcessor, exist_ok=True)
 
 __all__ = [
+    "ClipReadError",
     "SViTTEgoConfig",
     "SViTTEgoForMultipleChoice",
     "SViTTEgoForPreTraining",
@@ -49,8 +57,10 @@ __all__ = [
     "SViTTEgoFusionConfig",
     "SViTTEgoModel",
     "SViTTEgoPreTrainedModel",
+    "SViTTEgoProcessor",
     "SViTTEgoTextConfig",
     "SViTTEgoTextModel",
+    "SViTTEgoVideoProcessor",
     "SViTTEgoVisionConfig",
     "SViTTEgoVisionModel",
 ]

@@ -6,6 +6,7 @@ Defaults are the published settings: BEiT-B/16 at 224 px, BERT-base cut into 9 t
 
 import difflib
 import math
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -34,8 +35,28 @@ def _refuse_unknown_keys(config: PreTrainedConfig, kwargs: dict) -> None:
     for key in kwargs:
         if key in _LIBRARY_KEYS or key.startswith("_"):
             continue
+        if key == "fusion_config":
+            raise ValueError(
+                "The fusion tower's configuration is cross_modal_config: fusion_config is transformers' own."
+            )
         nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
         raise ValueError(f"{type(config).__name__} has no field '{key}'; the nearest field is '{nearest}'.")
+
+
+class SViTTEgoConfigBase(PreTrainedConfig):
+    """What the configurations share: which classes a saved one loads as, and that it holds nothing it would refuse."""
+
+    # Written to config.json whichever class was saved: transformers itself would list only that class.
+    auto_classes: ClassVar[dict[str, str]] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields and the library's own keys; what was set on the object besides would be refused at loading."""
+        known = _LIBRARY_KEYS | type(self).__dataclass_fields__.keys()
+        return {key: value for key, value in super().to_dict().items() if key in known or key.startswith("_")}
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        self.auto_map = dict(self.auto_classes)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def _check_heads(hidden_size: int, num_attention_heads: int, key: str = "hidden_size") -> None:
@@ -59,7 +80,7 @@ def _check_pruning(keep_rate: float, prune_layers, num_hidden_layers: int, keep_
 
 
 @strict
-class SViTTEgoVisionConfig(PreTrainedConfig):
+class SViTTEgoVisionConfig(SViTTEgoConfigBase):
     r"""
     The video tower: BEiT (arXiv:2106.08254) over all patches of a clip, with edge and node sparsity (SViTT,
     arXiv:2304.08809, sections 3.2 and 3.3).
@@ -94,6 +115,10 @@ class SViTTEgoVisionConfig(PreTrainedConfig):
 
     model_type = "svitt_ego_vision_model"
     base_config_key = "vision_config"
+    auto_classes = {
+        "AutoConfig": "configuration_svitt_ego.SViTTEgoVisionConfig",
+        "AutoModel": "vision.SViTTEgoVisionModel",
+    }
 
     image_size: int = 224
     patch_size: int = 16
@@ -158,14 +183,14 @@ class SViTTEgoVisionConfig(PreTrainedConfig):
         blocks = math.ceil(tokens / self.block_size)
         if attended > blocks and not self.released_attention:
             raise ValueError(
-                f"num_local_blocks + num_random_blocks ({self.num_local_blocks} + {self.num_random_blocks} = {attended}) "
-                f"is more than the {blocks} blocks that {tokens} tokens make at block_size {self.block_size}; use "
-                "num_random_blocks=None for dense attention."
+                f"num_local_blocks + num_random_blocks ({self.num_local_blocks} + {self.num_random_blocks} = "
+                f"{attended}) is more than the {blocks} blocks that {tokens} tokens make at block_size "
+                f"{self.block_size}; use num_random_blocks=None for dense attention."
             )
 
 
 @strict
-class SViTTEgoTextConfig(PreTrainedConfig):
+class SViTTEgoTextConfig(SViTTEgoConfigBase):
     r"""
     The text tower: the first layers of BERT (arXiv:1810.04805), without pooler. Fields as in `BertConfig`;
     `num_hidden_layers` (9 of BERT-base's 12) is the depth before fusion.
@@ -173,6 +198,10 @@ class SViTTEgoTextConfig(PreTrainedConfig):
 
     model_type = "svitt_ego_text_model"
     base_config_key = "text_config"
+    auto_classes = {
+        "AutoConfig": "configuration_svitt_ego.SViTTEgoTextConfig",
+        "AutoModel": "text.SViTTEgoTextModel",
+    }
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -202,7 +231,7 @@ class SViTTEgoTextConfig(PreTrainedConfig):
 
 
 @strict
-class SViTTEgoFusionConfig(PreTrainedConfig):
+class SViTTEgoFusionConfig(SViTTEgoConfigBase):
     r"""
     The cross-modal tower: the last layers of BERT with cross-attention from text to video tokens in each (SViTT,
     section 3.1), which prunes video tokens by the attention of the text's [CLS] (section 3.3).
@@ -218,7 +247,8 @@ class SViTTEgoFusionConfig(PreTrainedConfig):
     """
 
     model_type = "svitt_ego_fusion_model"
-    base_config_key = "fusion_config"
+    base_config_key = "cross_modal_config"  # not fusion_config, which from_pretrained takes for kernel fusions
+    auto_classes = {"AutoConfig": "configuration_svitt_ego.SViTTEgoFusionConfig"}
 
     hidden_size: int = 768
     encoder_hidden_size: int = 768
@@ -248,12 +278,12 @@ class SViTTEgoFusionConfig(PreTrainedConfig):
 
 
 @strict
-class SViTTEgoConfig(PreTrainedConfig):
+class SViTTEgoConfig(SViTTEgoConfigBase):
     r"""
     The whole model: three towers and what joins them.
 
     Args:
-        vision_config, text_config, fusion_config (`dict` or configuration): the towers.
+        vision_config, text_config, cross_modal_config (`dict` or configuration): the towers.
         projection_dim (`int`): width of the space in which clips and narrations are compared.
         temperature_init (`float`): initial temperature of the contrastive loss. SViTT-Ego's released configuration
             says 0.18, SViTT's 0.07.
@@ -270,15 +300,22 @@ class SViTTEgoConfig(PreTrainedConfig):
     """
 
     model_type = "svitt_ego"
+    auto_classes = {
+        "AutoConfig": "configuration_svitt_ego.SViTTEgoConfig",
+        "AutoModel": "modeling_svitt_ego.SViTTEgoModel",
+        "AutoModelForPreTraining": "modeling_svitt_ego.SViTTEgoForPreTraining",
+        "AutoModelForMultipleChoice": "modeling_svitt_ego.SViTTEgoForMultipleChoice",
+        "AutoModelForVideoClassification": "modeling_svitt_ego.SViTTEgoForVideoClassification",
+    }
     sub_configs = {
         "vision_config": SViTTEgoVisionConfig,
         "text_config": SViTTEgoTextConfig,
-        "fusion_config": SViTTEgoFusionConfig,
+        "cross_modal_config": SViTTEgoFusionConfig,
     }
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
-    fusion_config: dict | PreTrainedConfig | None = None
+    cross_modal_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 256
     temperature_init: float = 0.18
     temperature_min: float = 0.001
@@ -304,15 +341,15 @@ class SViTTEgoConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of the `@strict` validation: runs when a configuration is made, saved and loaded."""
-        vision, text, fusion = self.vision_config, self.text_config, self.fusion_config
+        vision, text, fusion = self.vision_config, self.text_config, self.cross_modal_config
         if fusion.hidden_size != text.hidden_size:
             raise ValueError(
-                f"fusion_config.hidden_size ({fusion.hidden_size}) must equal text_config.hidden_size "
+                f"cross_modal_config.hidden_size ({fusion.hidden_size}) must equal text_config.hidden_size "
                 f"({text.hidden_size}): the fusion layers continue the text tower."
             )
         if fusion.encoder_hidden_size != vision.hidden_size:
             raise ValueError(
-                f"fusion_config.encoder_hidden_size ({fusion.encoder_hidden_size}) must equal "
+                f"cross_modal_config.encoder_hidden_size ({fusion.encoder_hidden_size}) must equal "
                 f"vision_config.hidden_size ({vision.hidden_size})."
             )
         if not 0.0 < self.temperature_min <= self.temperature_init <= self.temperature_max:
@@ -336,6 +373,7 @@ def num_kept_tokens(num_tokens: int, keep_rate: float) -> int:
     return max(1, math.ceil(keep_rate * num_tokens))
 
 
-SViTTEgoConfig.register_for_auto_class()
+for _config in (SViTTEgoConfig, SViTTEgoVisionConfig, SViTTEgoTextConfig, SViTTEgoFusionConfig):
+    _config.register_for_auto_class()
 
 __all__ = ["SViTTEgoConfig", "SViTTEgoFusionConfig", "SViTTEgoTextConfig", "SViTTEgoVisionConfig"]

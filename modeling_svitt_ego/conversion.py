@@ -1,23 +1,22 @@
 """From the SViTT code's checkpoints (github.com/JerryYLi/svitt; SViTT-Ego's svitt-ego.pth) to ours and back.
 
 The conversion is one table, strict both ways: every key of the file is used or known and dropped, every parameter of
-ours is filled, or the error names it.
+ours is filled, or the error names it. original_files.py reads the files, original_config.py their shapes and settings.
 """
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from .encoders import BERT_HEAD_NAMES, BERT_LAYER_NAMES
+from .modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoForVideoTextRetrieval
+from .original_config import original_config
+from .original_files import Checkpoint, read_checkpoint, read_state_dict
+from .sparsity import RelativePositions
 
 # ours <- theirs; {} is the layer number. Fusion layer i is their BERT layer fusion_layer + i.
-_BERT_LAYER = {
-    "attention.q_proj": "attention.self.query",
-    "attention.k_proj": "attention.self.key",
-    "attention.v_proj": "attention.self.value",
-    "attention.o_proj": "attention.output.dense",
-    "attention.layernorm": "attention.output.LayerNorm",
-    "feed_forward.mlp.fc1": "intermediate.dense",
-    "feed_forward.mlp.fc2": "output.dense",
-    "feed_forward.layernorm": "output.LayerNorm",
-}
 _CROSS_ATTENTION = {
     "cross_attention.q_proj": "crossattention.self.query",
     "cross_attention.k_proj": "crossattention.self.key",
@@ -46,17 +45,16 @@ _MODULES = {
     "text_model.embeddings.layernorm": "text_encoder.bert.embeddings.LayerNorm",
     **{
         f"text_model.layers.{{}}.{ours}": f"text_encoder.bert.encoder.layer.{{}}.{x}"
-        for ours, x in _BERT_LAYER.items()
+        for ours, x in BERT_LAYER_NAMES.items()
     },
     **{
         f"fusion_model.layers.{{}}.{ours}": f"text_encoder.bert.encoder.layer.{{}}.{x}"
-        for ours, x in (_BERT_LAYER | _CROSS_ATTENTION).items()
+        for ours, x in (BERT_LAYER_NAMES | _CROSS_ATTENTION).items()
     },
     "video_projection": "vision_proj",
     "text_projection": "text_proj",
     "vtm_head": "itm_head",
-    "mlm_head.dense": "text_encoder.cls.predictions.transform.dense",
-    "mlm_head.layernorm": "text_encoder.cls.predictions.transform.LayerNorm",
+    **{ours: f"text_encoder.{x}" for ours, x in BERT_HEAD_NAMES.items()},
 }
 _BIAS = "relative_position_bias.relative_position_bias"
 KEY_TABLE = {
@@ -84,6 +82,11 @@ DROPPED_KEYS = (
 )
 
 
+_BERT = "text_encoder.bert."
+_INDEX = "vision_encoder.encoder.layer.{}.attention.attention.relative_position_bias.relative_position_index"
+_POSITIONS = "text_encoder.bert.embeddings.position_ids"
+
+
 def original_name(name: str, fusion_layer: int) -> str:
     """The SViTT code's name of our parameter `name`."""
     layer = re.search(r"\.(\d+)\.", name)
@@ -105,11 +108,11 @@ def convert_state_dict(original: Mapping, ours: Mapping, fusion_layer: int) -> d
     Raises:
         ValueError: a parameter of ours is not in the file, a key of the file is unknown, or a shape differs.
     """
-    with_bert = any(key.startswith("text_encoder.bert.") for key in original)
+    with_bert = any(key.startswith(_BERT) for key in original)
     converted, used, missing, shapes = {}, set(), [], []
     for name, tensor in ours.items():
         source = original_name(name, fusion_layer)
-        source = source if with_bert else source.replace("text_encoder.bert.", "text_encoder.")
+        source = source if with_bert else source.replace(_BERT, "text_encoder.")
         if source not in original:
             missing.append(f"{name} (from {source})")
             continue
@@ -130,5 +133,102 @@ def convert_state_dict(original: Mapping, ours: Mapping, fusion_layer: int) -> d
         if names
     ]
     if problems:
-        raise ValueError("Not a SViTT checkpoint of this configuration. " + "; ".join(problems))
+        raise ValueError("Not a SViTT checkpoint of this configuration. " + "; ".join(problems) + ".")
     return converted
+
+
+def to_original_state_dict(model: SViTTEgoForVideoTextRetrieval, buffers: bool = True) -> dict[str, torch.Tensor]:
+    """
+    The model's tensors under SViTT's names and in its shapes, for the old code's `load_state_dict`.
+
+    Args:
+        model: a [`SViTTEgoForPreTraining`] gives SViTT's pretraining file, a [`SViTTEgoForVideoTextRetrieval`] its
+            retrieval file (without `bert.` in the names).
+        buffers (`bool`): also the buffers and the second names of tied tensors that the old code saves; the position
+            index alone is (196 T + 1)² int64 numbers per vision layer.
+    """
+    config = model.config
+    pretraining = isinstance(model, SViTTEgoForPreTraining)
+    result = {}
+    for name, tensor in model.state_dict().items():
+        theirs = original_name(name, config.text_config.num_hidden_layers)
+        result[theirs] = tensor.reshape(()) if theirs == "temp" else tensor
+    if buffers:
+        vision, text = config.vision_config, config.text_config
+        device = result["temp"].device
+        side = vision.image_size // vision.patch_size
+        ids = torch.arange(vision.num_frames * side**2, device=device)[None]
+        index = RelativePositions.from_token_ids(ids, (vision.num_frames, side, side)).rows()[0]
+        result |= {_INDEX.format(layer): index for layer in range(vision.num_hidden_layers)}
+        result[_POSITIONS] = torch.arange(text.max_position_embeddings, device=device)[None]
+        if pretraining:
+            result["text_encoder.cls.predictions.decoder.weight"] = result[f"{_BERT}embeddings.word_embeddings.weight"]
+            result["text_encoder.cls.predictions.decoder.bias"] = result["text_encoder.cls.predictions.bias"]
+    return result if pretraining else {key.replace(_BERT, "text_encoder."): x for key, x in result.items()}
+
+
+def load_original_checkpoint(
+    source: str | Path | Mapping,
+    num_frames: int | None = None,
+    *,
+    release: str = "svitt-ego",
+    settings: Mapping | None = None,
+    dtype: torch.dtype = torch.float32,
+    **fields,
+) -> SViTTEgoForPreTraining | SViTTEgoForVideoTextRetrieval:
+    """
+    A model with the weights of a SViTT or SViTT-Ego checkpoint, in eval mode; it computes what the SViTT code does.
+
+    ```python
+    model = load_original_checkpoint("svitt-ego.pth")  # the published settings
+    model = load_original_checkpoint("mine.pth", num_frames=4, num_random_blocks=3, fusion_keep_rate=1.0)
+    ```
+
+    Args:
+        source (`str`, `Path` or `Mapping`): a `.pth`, `.pt` or `.safetensors` file, or its content: a state dict, or a
+            training checkpoint with one under `model` or `state_dict`.
+        num_frames (`int`, *optional*): only checked: the file decides. See `resize_frames` for another number.
+        release (`str`): `"svitt-ego"` or `"svitt"`, whose published settings hold where nothing else is said.
+        settings (`Mapping`, *optional*): a run configuration of the SViTT code (`read_settings` reads its YAML) in
+            place of the release's; by default the one that a training checkpoint itself holds, if any.
+        fields: configuration fields, named as in `from_encoders`: `keep_rate`, `prune_layers`, `num_local_blocks`,
+            `num_random_blocks`, `block_size`, `fusion_keep_rate`, … Those that the weights decide are checked.
+
+    Returns:
+        [`SViTTEgoForPreTraining`], or [`SViTTEgoForVideoTextRetrieval`] for a file without a masked language
+        modelling head (SViTT's retrieval checkpoints): every parameter comes from the file.
+    """
+    checkpoint = read_state_dict(source) if isinstance(source, Mapping) else read_checkpoint(source)
+    return model_from_checkpoint(checkpoint, num_frames, release, settings, dtype, **fields)
+
+
+def model_from_checkpoint(
+    checkpoint: Checkpoint,
+    num_frames: int | None = None,
+    release: str = "svitt-ego",
+    settings: Mapping | None = None,
+    dtype: torch.dtype = torch.float32,
+    **fields,
+) -> SViTTEgoForPreTraining | SViTTEgoForVideoTextRetrieval:
+    """See [`load_original_checkpoint`]."""
+    original = checkpoint.state_dict
+    settings = checkpoint.settings if settings is None else settings
+    config = original_config(original, num_frames, release, settings, **fields)
+    with_mlm = any(key.startswith("text_encoder.cls.") for key in original)
+    model_class = SViTTEgoForPreTraining if with_mlm else SViTTEgoForVideoTextRetrieval
+    with torch.device("meta"):
+        model = model_class(config)
+    converted = convert_state_dict(original, model.state_dict(), config.text_config.num_hidden_layers)
+    # Copies: the model must not share memory with the caller's tensors or with the file.
+    model.load_state_dict({name: x.to(dtype, copy=True) for name, x in converted.items()}, assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+__all__ = [
+    "KEY_TABLE",
+    "convert_state_dict",
+    "load_original_checkpoint",
+    "original_name",
+    "to_original_state_dict",
+]

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -101,11 +102,12 @@ class SViTTEgoFusionModel(SViTTEgoPreTrainedModel):
         text_states: torch.FloatTensor,
         video_states: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoFusionOutput:
         r"""
         Args:
-            text_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`): from the text tower.
+            text_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`): from the text
+                tower.
             video_states (`torch.FloatTensor` of shape `(batch_size, 1 + num_tokens, encoder_hidden_size)`): the video
                 tower's `last_hidden_state`.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): of the text.

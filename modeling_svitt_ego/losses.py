@@ -1,6 +1,7 @@
 """The pretraining objectives as pure functions of tensors.
 
-Letters: b rows of this process, B rows over all processes. Similarity rows are this process's items, columns everyone's.
+Letters: b rows of this process, B rows over all processes. Rows of similarities are this process's items, columns
+everyone's.
 """
 
 import torch
@@ -156,7 +157,7 @@ def mask_tokens(
 
 
 def masked_language_modeling(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the selected tokens: `logits` (b, L, vocabulary), `labels` (b, L) with -100 elsewhere."""
+    """Mean cross-entropy over the selected tokens: `logits` (b, L, vocabulary), `labels` (b, L), -100 elsewhere."""
     loss = F.cross_entropy(_wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=-100, reduction="sum")
     return loss / (labels != -100).sum().clamp(min=1)
 

@@ -16,10 +16,12 @@ from transformers.modeling_outputs import (
     ImageClassifierOutput,
     MultipleChoiceModelOutput,
 )
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_svitt_ego import SViTTEgoConfig
+from .encoders import from_encoders
 from .fusion import SViTTEgoFusionModel
 from .losses import (
     ego_nce,
@@ -95,6 +97,29 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
         self.add_heads(config)
         self.post_init()
 
+    @classmethod
+    def from_encoders(cls, vision_encoder: str, text_encoder: str, num_frames: int = 4, **fields):
+        """
+        A model that continues a BEiT and a BERT, as SViTT's pretraining does:
+
+        ```python
+        SViTTEgoForPreTraining.from_encoders(
+            "microsoft/beit-base-patch16-224-pt22k-ft22k", "bert-base-uncased", num_frames=4, num_random_blocks=5
+        )
+        ```
+
+        BEiT's bias tables are repeated over time. What neither encoder has (projections, cross-attention, heads of
+        this class, temperature) starts anew: it is logged, and listed by name in `model.new_parameters`.
+
+        Args:
+            vision_encoder, text_encoder (`str`): Hub names or folders of a BEiT and of a BERT model.
+            num_text_layers (`int`, *optional*): BERT layers before fusion; 9 of BERT-base's 12 (three quarters).
+            fields: other configuration fields: those of the whole and of the video tower by their names (`keep_rate`
+                is q_v; another `image_size` than BEiT's resizes its tables), those of the others with `text_` or
+                `fusion_` in front (`fusion_keep_rate` is q_m).
+        """
+        return from_encoders(cls, vision_encoder, text_encoder, num_frames, **fields)
+
     def add_heads(self, config: SViTTEgoConfig):
         """Further parts of a subclass, made before the weights are initialised."""
 
@@ -106,6 +131,12 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.set_input_embeddings(value)
+
+    def loss_generator(self, generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+        """Draws negatives and masked tokens: in evaluation always the same, so that a loss there is repeatable."""
+        if self.training or generator is not None:
+            return generator
+        return torch.Generator(device).manual_seed(self.config.vision_config.pattern_seed)
 
     @can_return_tuple
     def get_video_features(
@@ -214,7 +245,7 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
         noun_tags: torch.Tensor | None = None,
         return_loss: bool | None = None,
         gather: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoOutput:
         r"""
         Args:
@@ -249,8 +280,8 @@ class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
     """
 
     def add_heads(self, config: SViTTEgoConfig):
-        self.fusion_model = SViTTEgoFusionModel._from_config(config.fusion_config)
-        self.vtm_head = nn.Linear(config.fusion_config.hidden_size, 2)
+        self.fusion_model = SViTTEgoFusionModel._from_config(config.cross_modal_config)
+        self.vtm_head = nn.Linear(config.cross_modal_config.hidden_size, 2)
 
     def match(
         self,
@@ -305,12 +336,13 @@ class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
         noun_tags: torch.Tensor | None = None,
         return_loss: bool | None = None,
         gather: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoOutput:
         r"""See [`SViTTEgoModel.forward`]. With paired inputs `vtm_logits` are those of text i with clip i."""
         outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
         if return_loss:
-            self.add_losses(outputs, input_ids, attention_mask, verb_tags, noun_tags, gather, kwargs.get("generator"))
+            generator = self.loss_generator(kwargs.get("generator"), input_ids.device)
+            self.add_losses(outputs, input_ids, attention_mask, verb_tags, noun_tags, gather, generator)
         elif len(outputs.video_embeds) == len(outputs.text_embeds):
             outputs.vtm_logits = self.match(
                 outputs.text_model_output.last_hidden_state,
@@ -340,10 +372,10 @@ class MLMHead(nn.Module):
 
     def __init__(self, config: SViTTEgoConfig):
         super().__init__()
-        hidden_size = config.fusion_config.hidden_size
+        hidden_size = config.cross_modal_config.hidden_size
         self.dense = nn.Linear(hidden_size, hidden_size)
-        self.activation = ACT2FN[config.fusion_config.hidden_act]
-        self.layernorm = nn.LayerNorm(hidden_size, eps=config.fusion_config.layer_norm_eps)
+        self.activation = ACT2FN[config.cross_modal_config.hidden_act]
+        self.layernorm = nn.LayerNorm(hidden_size, eps=config.cross_modal_config.layer_norm_eps)
         self.decoder = nn.Linear(hidden_size, config.text_config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -392,7 +424,7 @@ class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
         mlm_labels: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         gather: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoOutput:
         r"""
         See [`SViTTEgoModel.forward`]. `mlm_input_ids` and `mlm_labels` `(batch_size, sequence_length)` are a text
@@ -400,7 +432,7 @@ class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
         """
         outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
         if return_loss:
-            generator = kwargs.get("generator")
+            generator = self.loss_generator(kwargs.get("generator"), input_ids.device)
             self.add_losses(outputs, input_ids, attention_mask, verb_tags, noun_tags, gather, generator)
             if self.config.mlm_weight > 0:
                 if mlm_input_ids is None:
@@ -430,6 +462,10 @@ class SViTTEgoForMultipleChoice(SViTTEgoModel):
     One narration and N clips, or one clip and N narrations: cosine over temperature as N logits (EgoMCQ).
     """
 
+    def add_heads(self, config: SViTTEgoConfig):
+        # The token states' norm is not part of any output: under DDP it would be waited for in vain.
+        self.vision_model.layernorm.requires_grad_(False)
+
     @can_return_tuple
     def forward(
         self,
@@ -438,7 +474,7 @@ class SViTTEgoForMultipleChoice(SViTTEgoModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MultipleChoiceModelOutput:
         r"""
         Args:
@@ -480,6 +516,7 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = SViTTEgoVisionModel._from_config(config.vision_config)
+        self.vision_model.layernorm.requires_grad_(False)  # not part of any output, see SViTTEgoForMultipleChoice
         self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -494,7 +531,7 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
         self,
         pixel_values_videos: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         r"""
         Args:

@@ -6,6 +6,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_svitt_ego import SViTTEgoConfig
+from .resampling import resize_frames
 
 
 class SViTTEgoPreTrainedModel(PreTrainedModel):
@@ -39,3 +40,27 @@ class SViTTEgoPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif hasattr(module, "init_own_parameters"):
             module.init_own_parameters(std)
+
+    def resize_frames(self, num_frames: int, mode: str = "symmetric", keep_rate: float | None = None):
+        """
+        Re-base the model in place to clips of `num_frames` frames, and say so in its configuration.
+
+        A model takes clips of any length as it is, by resampling its tables at every forward; this makes the new
+        length its own, so that the tables are trained at it. With `keep_rate` it is SViTT's temporal expansion: frames
+        up, keep rate down. Call it before the optimizer is made: the tables are new parameters.
+
+        Args:
+            mode (`str`): how the tables are resampled in time, `"symmetric"` or `"released"`; see
+                `resample_relative_position_bias`.
+            keep_rate (`float`, *optional*): new q_v of the video tower.
+
+        Returns:
+            The model.
+        """
+        vision_model = getattr(self, "vision_model", self)
+        if not hasattr(vision_model.config, "num_frames"):
+            raise ValueError(f"{type(self).__name__} has no video tower whose frames could be resized.")
+        resize_frames(vision_model, num_frames, mode, keep_rate)
+        if vision_model is not self:
+            self.config.vision_config = vision_model.config
+        return self

@@ -231,14 +231,15 @@ def cls_row(q, k, v, table, positions: RelativePositions) -> tuple[torch.Tensor,
     return attention.to(v.dtype).unsqueeze(2) @ v, attention
 
 
+# Blocks handled at once are limited so that one (B, H, m, G, L) score tensor stays near this many elements.
+_CHUNK_ELEMENTS = 2**24
+
+
 class _GatheredBlocks(torch.autograd.Function):
     """
     Attention of the patch queries to [CLS] and their blocks. Saves q, k, v, the output and its logsumexp; the backward
     gathers again. Letting autograd keep the gathered keys and values would cost K copies of each.
     """
-
-    # Blocks handled at once are limited so that one (B, H, m, G, L) score tensor stays near this many elements.
-    CHUNK_ELEMENTS = 2**24
 
     @staticmethod
     def forward(ctx, q, k, v, table, codes, block_ids, block_size, centre, patch_to_cls, attend_padding):
@@ -333,8 +334,10 @@ class _Geometry:
 
     def chunks(self, batch_heads: int) -> list[tuple[int, int]]:
         num_blocks, num_attended = self.block_ids.shape
+        if torch.compiler.is_exporting():  # one graph for every batch size
+            return [(0, num_blocks)]
         per_block = batch_heads * self.block_size * (1 + num_attended * self.block_size)
-        step = max(1, _GatheredBlocks.CHUNK_ELEMENTS // per_block)
+        step = max(1, _CHUNK_ELEMENTS // per_block)
         return [(first, min(first + step, num_blocks)) for first in range(0, num_blocks, step)]
 
     def gather(self, first: int, last: int, q, k, v, table_by_head) -> _Terms:

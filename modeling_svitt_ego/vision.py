@@ -13,11 +13,14 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_svitt_ego import SViTTEgoVisionConfig, num_kept_tokens
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
+from .resampling import resample_relative_position_bias
 from .sparsity import (
     RelativePositions,
     cls_row,
@@ -34,28 +37,6 @@ from .sparsity import (
 _RANDOM_PRUNING_STREAM = 1 << 20
 
 
-def resample_relative_position_bias(table: torch.Tensor, frames: int, new_frames: int, size: int) -> torch.Tensor:
-    """
-    Bias table (R, H) made for `frames` frames, resampled for `new_frames` over the same span of time.
-
-    A frame of the new clip lasts frames / new_frames of an old one, so the offset dt reads the old table at
-    dt * frames / new_frames, between two offsets linearly and never beyond the last. Symmetric in time, unlike the
-    release's nearest-neighbour rule. From one frame the spatial table is repeated for every dt. `size` is the number
-    of patches along a frame's side; the three [CLS] rows stay.
-    """
-    if frames == new_frames:
-        return table
-    offsets = torch.arange(-(new_frames - 1), new_frames, device=table.device, dtype=torch.float32)
-    source = (offsets * frames / new_frames).clamp(-(frames - 1), frames - 1) + (frames - 1)
-    low = source.floor().long()
-    high = (low + 1).clamp(max=2 * frames - 2)
-    share = (source - low).to(table.dtype)[:, None, None]
-    space = (2 * size - 1) ** 2
-    by_time = table[:-3].view(2 * frames - 1, space, -1)
-    resampled = by_time[low] * (1 - share) + by_time[high] * share
-    return torch.cat([resampled.flatten(0, 1), table[-3:]])
-
-
 @dataclass
 class SViTTEgoVisionOutput(BaseModelOutputWithPooling):
     """
@@ -68,9 +49,9 @@ class SViTTEgoVisionOutput(BaseModelOutputWithPooling):
             Normalised mean of the surviving patch tokens, [CLS] left out, taken before `last_hidden_state`'s norm.
         hidden_states (`tuple`): the embeddings, then the output of each layer, not normalised. After a pruning layer
             they are shorter: `(batch_size, 1 + num_tokens_of_that_layer, hidden_size)`.
-        attentions (`tuple`, with `attn_implementation="eager"`): one `(batch_size, num_heads, N, N)` per layer with the
-            N tokens that entered it; zero where there is no edge.
-        token_ids (`tuple[torch.LongTensor]`): per pruning layer the ids `(batch_size, num_kept)` of the tokens it kept,
+        attentions (`tuple`, with `attn_implementation="eager"`): one `(batch_size, num_heads, N, N)` per layer with
+            the N tokens that entered it; zero where there is no edge.
+        token_ids (`tuple[torch.LongTensor]`): per pruning layer the ids `(batch_size, num_kept)` of the kept tokens,
             t * height * width + y * width + x in the clip, ascending.
     """
 
@@ -149,17 +130,16 @@ class VisionAttention(nn.Module):
         attention = cls_attention = None
         if block_ids is None:
             context, attention = self.dense(q, k, v, table, positions)
-            if need_cls_attention and attention is None:
-                with torch.no_grad():  # a ranking: no gradient flows through which tokens are kept
-                    cls_attention = cls_row(q, k, v, table, positions)[1]
         else:
             arguments = (q, k, v, table, positions, block_ids, config.block_size, config.released_attention)
             if config._attn_implementation == "eager":
                 context, attention = edge_attention_reference(*arguments)
             else:
                 context, cls_attention = edge_attention(*arguments)
-        if attention is not None:
-            cls_attention = attention[:, :, 0]
+        if need_cls_attention and cls_attention is None:
+            # Not attention[:, :, 0], rounded in half precision: every implementation ranks by the same numbers.
+            with torch.no_grad():  # a ranking: no gradient flows through which tokens are kept
+                cls_attention = cls_row(q, k, v, table, positions)[1]
         context = context.transpose(1, 2).reshape(hidden_states.shape)
         return self.o_proj(context), attention, cls_attention
 
@@ -238,9 +218,9 @@ class VisionLayer(GradientCheckpointingLayer):
             if by_attention:
                 scores = cls_attention.detach()[:, :, 1:].mean(1)  # head mean, (B, n)
             else:
-                scores = hash_keys(seed, self.random_stream, 1, token_ids.shape[1]).expand(len(hidden_states), -1)
+                scores = hash_keys(seed, self.random_stream, 1, token_ids.shape[1]).expand(hidden_states.shape[0], -1)
             kept = select_tokens(scores, num_kept)
-            token_ids = token_ids.expand(len(hidden_states), -1).gather(1, kept)
+            token_ids = token_ids.expand(hidden_states.shape[0], -1).gather(1, kept)
             hidden_states = take_tokens(hidden_states, kept)
         hidden_states = hidden_states + self.drop_path(self.lambda_2 * self.mlp(self.layernorm_after(hidden_states)))
         return hidden_states, token_ids
@@ -312,14 +292,14 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
         pixel_values_videos: torch.FloatTensor | None = None,
         random_patterns: list[torch.LongTensor] | None = None,
         generator: torch.Generator | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoVisionOutput:
         r"""
         Args:
             pixel_values_videos (`torch.FloatTensor` of shape `(batch_size, num_frames, channels, height, width)`, or
                 `(batch_size, channels, height, width)` for images).
-            random_patterns (`list[torch.LongTensor]`, *optional*): per layer the random block ids `(M, K_r)` instead of
-                drawn ones.
+            random_patterns (`list[torch.LongTensor]`, *optional*): per layer the random block ids `(M, K_r)` instead
+                of drawn ones.
             generator (`torch.Generator`, *optional*): draws the training pattern; the default generator otherwise.
         """
         if pixel_values_videos is None:
@@ -359,4 +339,4 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
         )
 
 
-__all__ = ["SViTTEgoVisionModel", "SViTTEgoVisionOutput", "resample_relative_position_bias"]
+__all__ = ["SViTTEgoVisionModel", "SViTTEgoVisionOutput"]

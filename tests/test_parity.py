@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from modeling_svitt_ego.configuration_svitt_ego import SViTTEgoConfig
-from modeling_svitt_ego.conversion import convert_state_dict
+from modeling_svitt_ego.conversion import load_original_checkpoint
 from modeling_svitt_ego.losses import ego_nce, masked_language_modeling, video_text_matching
-from modeling_svitt_ego.modeling_svitt_ego import SViTTEgoForPreTraining
 
 CASES = ["A_dense", "B_dense_prune", "C_edge_1_3", "F_image_dense", "F_image_edge_duplicate"]
 
@@ -32,42 +30,16 @@ class Golden:
         state = {key[11:]: t for key, t in tensors.items() if key.startswith("state_dict.")}
 
         vision, text = spec["vision_config"], spec["text_config"]
-        same = ("hidden_size", "num_attention_heads", "intermediate_size", "layer_norm_eps")
-        fusion_layer = text["fusion_layer"]
-        config = SViTTEgoConfig(
-            vision_config={key: vision[key] for key in same}
-            | dict(
-                image_size=vision["image_size"],
-                patch_size=vision["patch_size"],
-                num_hidden_layers=vision["num_hidden_layers"],
-                num_frames=spec["num_frames"],
-                num_random_blocks=vision["sparse_random_attn"],
-                num_local_blocks=vision["sparse_local_attn"] or 0,
-                block_size=vision["attn_block_size"],
-                keep_rate=vision["token_keep_rate"],
-                prune_layers=vision["token_drop_loc"],
-                released_attention=True,
-            ),
-            text_config={key: text[key] for key in same}
-            | dict(
-                num_hidden_layers=fusion_layer,
-                vocab_size=text["vocab_size"],
-                max_position_embeddings=text["max_position_embeddings"],
-                cls_token_id=spec["tokenizer"]["cls"],
-                mask_token_id=spec["tokenizer"]["mask"],
-            ),
-            fusion_config={key: text[key] for key in same}
-            | dict(
-                encoder_hidden_size=text["encoder_width"],
-                num_hidden_layers=text["num_hidden_layers"] - fusion_layer,
-                keep_rate=text["token_keep_rate"],
-                prune_layers=[layer - fusion_layer for layer in text["token_drop_loc"]],
-            ),
-            projection_dim=spec["embed_dim"],
-        )
-        self.model = SViTTEgoForPreTraining._from_config(config, attn_implementation="eager").eval()
-        converted = convert_state_dict(state, self.model.state_dict(), fusion_layer)
-        self.model.load_state_dict(converted)
+        sparsity = ("token_keep_rate", "token_keep_strategy", "token_drop_loc")
+        edges = ("sparse_random_attn", "sparse_local_attn", "attn_block_size")
+        settings = {  # as in a YAML of the SViTT code
+            "vision_encoder_args": {key: vision[key] for key in sparsity + edges},
+            "text_encoder_args": {key: text[key] for key in sparsity},
+            "embed_dim": spec["embed_dim"],
+            "image_res": vision["image_size"],
+        }
+        ids = {"text_cls_token_id": spec["tokenizer"]["cls"], "text_mask_token_id": spec["tokenizer"]["mask"]}
+        self.model = load_original_checkpoint(state, num_frames=spec["num_frames"], settings=settings, **ids)
         self.model.to(dtype)
 
         patterns = [self.output.get(f"random_pattern.{i}") for i in range(vision["num_hidden_layers"])]

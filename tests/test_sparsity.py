@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from modeling_svitt_ego import sparsity
 from modeling_svitt_ego.sparsity import (
     RelativePositions,
-    _GatheredBlocks,
     cls_row,
     edge_attention,
     edge_attention_reference,
@@ -104,7 +104,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     weight = torch.randn(inputs[0].shape, dtype=torch.float64)
     whole, _ = edge_attention(*inputs)
     whole_grads = torch.autograd.grad((whole * weight).sum(), inputs[:4])
-    monkeypatch.setattr(_GatheredBlocks, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(sparsity, "_CHUNK_ELEMENTS", 1)
     parts, _ = edge_attention(*inputs)
     torch.testing.assert_close(parts, whole)
     for a, b in zip(torch.autograd.grad((parts * weight).sum(), inputs[:4]), whole_grads):

@@ -1,0 +1,216 @@
+"""`svitt-ego convert SOURCE OUT`: a SViTT(-Ego) checkpoint to a folder that `from_pretrained` loads."""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="checkpoint of the SViTT code: .pth, .pt or .safetensors")
+    add("out", metavar="OUT", help="folder to make: configuration, weights, code and processor")
+    add("--release", choices=("svitt-ego", "svitt"), default="svitt-ego", help="published settings for what follows")
+    add("--config", metavar="FILE", help="run configuration of the SViTT code (.yaml, .json) in place of --release's")
+    add("--num-local-blocks", type=int, metavar="K_l")
+    add("--num-random-blocks", type=_blocks, default=argparse.SUPPRESS, metavar="K_r", help="'none' is dense")
+    add("--block-size", type=int, metavar="G")
+    add("--keep-rate", type=float, metavar="q_v")
+    add("--prune-layers", type=int, nargs="*", metavar="LAYER", help="zero-based layers of the video tower")
+    add("--fusion-keep-rate", type=float, metavar="q_m")
+    add("--fusion-prune-layers", type=int, nargs="*", metavar="LAYER", help="zero-based layers of the fusion tower")
+    add("--image-size", type=int, metavar="PIXELS", help="only where the file leaves a choice")
+    add("--num-frames", type=int, metavar="T", help="re-base the model to T frames (with --keep-rate: expand it)")
+    add("--time-mode", choices=("symmetric", "released"), default="symmetric", help="how --num-frames resamples")
+    add(
+        "--tokenizer",
+        metavar="NAME",
+        default="bert-base-uncased",
+        help="vocabulary of the text encoder: Hub name, folder or vocab.txt; 'none' converts without a processor",
+    )
+    add("--overwrite", action="store_true", help="replace OUT if it is there")
+
+
+def _blocks(text: str) -> int | None:
+    return None if text.lower() == "none" else int(text)
+
+
+# Options that are configuration fields of the same name; where absent, the release decides.
+_FIELDS = (
+    "num_local_blocks",
+    "block_size",
+    "keep_rate",
+    "prune_layers",
+    "fusion_keep_rate",
+    "fusion_prune_layers",
+    "image_size",
+)
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Exit code 0, or 2 with one clear line on the error stream; OUT is there whole or not at all."""
+    try:
+        for line in convert(arguments):
+            print(line, flush=True)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        if os.environ.get("SVITT_EGO_DEBUG"):
+            raise
+        error = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        print(f"svitt-ego convert: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def convert(arguments: argparse.Namespace):
+    """Does the work and yields a line for each step done."""
+    from .conversion import model_from_checkpoint
+    from .original_files import read_checkpoint, read_settings
+
+    source, out = Path(arguments.source), Path(arguments.out)
+    _check_out(out, source, arguments.overwrite)
+    settings = None if arguments.config is None else read_settings(arguments.config)
+    checkpoint = read_checkpoint(source)
+    vocabulary = None if arguments.tokenizer == "none" else read_vocabulary(arguments.tokenizer)
+    yield f"{source}: {len(checkpoint.state_dict)} tensors"
+
+    fields = {name: getattr(arguments, name) for name in _FIELDS if getattr(arguments, name) is not None}
+    fields |= _random_blocks_given(arguments) | _token_ids(vocabulary)
+    model = model_from_checkpoint(checkpoint, None, arguments.release, settings, **fields)
+    yield _summary(model, arguments, checkpoint, settings)
+
+    frames = model.config.vision_config.num_frames
+    if arguments.num_frames not in (None, frames):
+        model.resize_frames(arguments.num_frames, arguments.time_mode)
+        yield f"re-based from {frames} to {arguments.num_frames} frames ({arguments.time_mode})"
+    processor = _processor(model.config, vocabulary)
+    if vocabulary is not None and len(vocabulary) < model.config.text_config.vocab_size:
+        yield (
+            f"note: the tokenizer has {len(vocabulary)} tokens, the checkpoint {model.config.text_config.vocab_size}; "
+            "make sure that they belong together"
+        )
+
+    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        replaced = out.parent / f".{out.name}.{os.getpid()}.replaced"
+        if out.exists():
+            out.rename(replaced)
+        try:
+            partial.rename(out)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(out)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if vocabulary is None:
+        yield f"{out}: no tokenizer was asked for, so it holds the video processor only"
+    yield f"{out}: done; load it by AutoModel.from_pretrained({str(out)!r}, trust_remote_code=True)"
+
+
+def _check_out(out: Path, source: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{out} is there already; --overwrite replaces it.")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
+        raise ValueError(f"{out} is no folder of a model (it has no config.json), so it is not replaced.")
+    if out.resolve() in source.resolve().parents:
+        raise ValueError(f"{source} lies in {out}, which would be replaced; choose another folder.")
+
+
+def _random_blocks_given(arguments: argparse.Namespace) -> dict:
+    """None is a value here (dense), so argparse's default cannot stand for "not given"."""
+    given = "num_random_blocks" in arguments
+    return {"num_random_blocks": arguments.num_random_blocks} if given else {}
+
+
+def read_vocabulary(source: str) -> dict[str, int]:
+    """Token to id of a BERT tokenizer: a `vocab.txt`, a folder with one or with a saved tokenizer, or a Hub name."""
+    import huggingface_hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers import AutoTokenizer
+
+    path = Path(source)
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # its retries would bury the one line that says what to do
+    try:
+        if not path.exists():
+            try:
+                path = Path(huggingface_hub.hf_hub_download(source, "vocab.txt"))
+            except RemoteEntryNotFoundError:  # a repository without it: the tokenizer as the library knows it
+                pass
+        file = path / "vocab.txt" if path.is_dir() else path
+        if file.is_file():
+            return {token: i for i, token in enumerate(file.read_text(encoding="utf-8").splitlines())}
+        return AutoTokenizer.from_pretrained(source).get_vocab()
+    except Exception as error:  # both libraries raise many kinds here; all mean the same to the user
+        raise ValueError(
+            f"The tokenizer '{source}' cannot be loaded, from a folder or the Hub ({type(error).__name__}). Give "
+            "--tokenizer a folder or vocab.txt of bert-base-uncased, or 'none' to convert without a tokenizer."
+        ) from error
+    finally:
+        hub_logging.set_verbosity(verbosity)
+
+
+def _token_ids(vocabulary: dict[str, int] | None) -> dict:
+    if vocabulary is None:
+        return {}
+    names = {"pad_token_id": "[PAD]", "cls_token_id": "[CLS]", "mask_token_id": "[MASK]"}
+    missing = [token for token in names.values() if token not in vocabulary]
+    if missing:
+        raise ValueError(f"The tokenizer is not BERT's: its vocabulary lacks {', '.join(missing)}.")
+    return {f"text_{name}": vocabulary[token] for name, token in names.items()}
+
+
+def _processor(config, vocabulary: dict[str, int] | None):
+    """The release's processing: plain resize without antialiasing, `pre_text` cleaning, no [SEP]."""
+    from .data.tokenizer import build_tokenizer
+    from .processing_svitt_ego import SViTTEgoProcessor
+    from .video_processing_svitt_ego import SViTTEgoVideoProcessor
+
+    vision = config.vision_config
+    video_processor = SViTTEgoVideoProcessor(
+        num_frames=vision.num_frames,
+        size={"height": vision.image_size, "width": vision.image_size},
+        antialias=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    if vocabulary is None:
+        return video_processor
+    size = config.text_config.vocab_size
+    if max(vocabulary.values()) >= size:
+        raise ValueError(
+            f"The tokenizer has ids up to {max(vocabulary.values())}, but the checkpoint embeds {size} tokens: it was "
+            "trained with another tokenizer (bert-base-uncased for the releases)."
+        )
+    return SViTTEgoProcessor(video_processor, build_tokenizer(vocabulary, add_sep=False), text_cleaning="svitt")
+
+
+def _summary(model, arguments: argparse.Namespace, checkpoint, settings) -> str:
+    vision, fusion = model.config.vision_config, model.config.cross_modal_config
+    if settings is not None:
+        origin = arguments.config
+    elif checkpoint.settings is not None:
+        origin = "the configuration inside the checkpoint"
+    else:
+        origin = f"--release {arguments.release}"
+    edges = "dense attention"
+    if vision.num_random_blocks is not None:
+        edges = f"(K_l, K_r, G) = ({vision.num_local_blocks}, {vision.num_random_blocks}, {vision.block_size})"
+    return (
+        f"{type(model).__name__}, {model.num_parameters():,} parameters, {vision.num_frames} frames of "
+        f"{vision.image_size} px; {edges}, q_v = {vision.keep_rate} after layers {vision.prune_layers}, q_m = "
+        f"{fusion.keep_rate} after fusion layers {fusion.prune_layers} (options, then {origin})"
+    )
+
+
+__all__ = ["add_convert_arguments", "convert", "read_vocabulary", "run_convert"]

@@ -1,0 +1,89 @@
+"""Clips that could not be read: counted across workers, listed with path and reason, and never too many.
+
+A worker process cannot reach the trainer's log, and its copy of the data set dies with it. So the counts live in
+shared memory, one slot per worker, and the list in a file to which each worker appends whole lines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import uuid
+from pathlib import Path
+
+import torch
+from torch.utils.data import get_worker_info
+
+logger = logging.getLogger(__name__)
+
+NUM_SLOTS = 513  # slot 0 is the main process; workers beyond 512 share slots, which may lose a count, not an entry
+
+
+class TooManyClipFailures(RuntimeError):
+    """More clips failed than the run allows."""
+
+
+class FailureLog:
+    """Counts reads and failures of one data set over all its workers.
+
+    Args:
+        max_share (`float`): Share of failed reads, in [0, 1], above which `record` raises.
+        path (`str`, *optional*): JSON-lines file for the list; a new file in the temporary folder if not given. It is
+            created with the first failure.
+        min_reads (`int`): The share is taken of at least this many reads, so that one bad clip at the very start does
+            not end a run.
+    """
+
+    def __init__(self, max_share: float, path: str | os.PathLike | None = None, min_reads: int = 100) -> None:
+        if not 0 <= max_share <= 1:
+            raise ValueError(f"max_failure_share ({max_share}) must be a share in [0, 1].")
+        self.max_share = max_share
+        self.min_reads = min_reads
+        self.path = Path(path or os.path.join(tempfile.gettempdir(), f"clip-failures-{uuid.uuid4().hex}.jsonl"))
+        self._counts = torch.zeros(NUM_SLOTS, 2, dtype=torch.int64).share_memory_()  # reads, failures
+
+    @property
+    def num_reads(self) -> int:
+        """Clips asked for so far, failed ones included."""
+        return int(self._counts[:, 0].sum())
+
+    @property
+    def num_failures(self) -> int:
+        return int(self._counts[:, 1].sum())
+
+    def count_read(self) -> None:
+        self._counts[self._slot(), 0] += 1
+
+    def record(self, index: int, video_uid: str, start: float, end: float, path: str, reason: str) -> None:
+        """Note one failure; raise `TooManyClipFailures` if it is one too many."""
+        self._counts[self._slot(), 1] += 1
+        entry = {"row": index, "video_uid": video_uid, "start": start, "end": end, "path": path, "reason": reason}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        logger.warning("Clip %d (%s, %.3f to %.3f s) is replaced: %s", index, path, start, end, reason)
+        failures, reads = self.num_failures, self.num_reads
+        if failures > self.max_share * max(reads, self.min_reads):
+            raise TooManyClipFailures(
+                f"{failures} of {reads} clips could not be read, more than max_failure_share={self.max_share:g} "
+                f"allows. The last: {path}: {reason}. All: {self.path}"
+            )
+
+    def entries(self) -> list[dict]:
+        """Every failure so far: row, video_uid, start, end (seconds), path, reason."""
+        if not self.path.is_file():
+            return []
+        with open(self.path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def summary(self) -> str:
+        """One line for the training log."""
+        failures, reads = self.num_failures, self.num_reads
+        where = f", listed in {self.path}" if failures else ""
+        return f"{failures} of {reads} clips ({failures / max(reads, 1):.2%}) could not be read{where}"
+
+    @staticmethod
+    def _slot() -> int:
+        worker = get_worker_info()
+        return 0 if worker is None else 1 + worker.id % (NUM_SLOTS - 1)
