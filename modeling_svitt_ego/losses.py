@@ -110,9 +110,7 @@ def sample_hard_negatives(
     """
     weights = logits.detach().float().masked_fill(positives, float("-inf"))
     possible = ~positives.all(-1)
-    weights = weights.masked_fill(~possible[:, None], 0.0).softmax(-1)
-    # A positive could only come out if all other weights underflow to 0; keep them in the race, and positives out.
-    weights = weights.clamp(min=torch.finfo(weights.dtype).tiny).masked_fill(positives & possible[:, None], 0.0)
+    weights = weights.masked_fill(~possible[:, None], 0.0).softmax(-1)  # exactly 0 for positives
     drawn = torch.multinomial(weights, 1, generator=generator).squeeze(1)
     return torch.where(possible, drawn, -1)
 

@@ -12,6 +12,7 @@ from modeling_svitt_ego import (
     SViTTEgoForVideoTextRetrieval,
     SViTTEgoModel,
 )
+from modeling_svitt_ego import modeling_svitt_ego as modeling
 from modeling_svitt_ego.losses import info_nce
 
 
@@ -128,6 +129,24 @@ def test_a_batch_of_positives_only_has_no_negatives_and_a_finite_loss():
     out = tiny_model().train()(**batch, return_loss=True)
     out.loss.backward()
     assert out.loss.isfinite() and out.loss_info["vtm_negatives_per_clip"] == 0
+
+
+def test_hard_negatives_are_matched_row_by_row(monkeypatch):
+    """Catches a negative clip beside the wrong text, a negative text with another text's mask, or labels shifted."""
+    model, batch = tiny_model(SViTTEgoForVideoTextRetrieval), tiny_batch()
+    drawn = iter([torch.tensor([2, 3, -1, 1]), torch.tensor([3, 2, 1, -1])])  # clips for texts, texts for clips
+    monkeypatch.setattr(modeling, "sample_hard_negatives", lambda *_: next(drawn))
+    pairs = [(0, 0), (1, 1), (2, 2), (3, 3), (0, 2), (1, 3), (3, 1), (3, 0), (2, 1), (1, 2)]  # (text, clip)
+    rows = [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]  # 6 and 11 have no negative
+    with torch.no_grad():
+        out = model(**batch)
+        texts, mask = out.text_model_output.last_hidden_state, batch["attention_mask"]
+        videos = out.vision_model_output.last_hidden_state
+        logits, labels = model.match_with_hard_negatives(out, mask, torch.eye(4, dtype=torch.bool))
+        for row, (text, video) in zip(rows, pairs):
+            alone = model.match(texts[text][None], mask[text][None], videos[video][None])[0]
+            torch.testing.assert_close(logits[row], alone, rtol=1e-4, atol=1e-5)
+    assert labels.tolist() == [1] * 4 + [0, 0, -100, 0] + [0, 0, 0, -100]
 
 
 def test_re_ranking_scores_are_those_of_the_pairs():

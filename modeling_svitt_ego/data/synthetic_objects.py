@@ -86,20 +86,6 @@ def _draw_cup(pen, c, d, l, opened):
     pen.ellipse(-0.08, -0.33, 0.23, 0.07, _DARK)
 
 
-def _draw_plate(pen, c, d, l, opened):
-    pen.ellipse(0, 0, 0.5, 0.5, d)
-    pen.ellipse(0, 0, 0.47, 0.47, c)
-    pen.ring(0, 0, 0.31, 0.31, d, 0.04)
-    pen.ellipse(0, 0, 0.27, 0.27, l)
-
-
-def _draw_bowl(pen, c, d, l, opened):
-    pen.chord(0, -0.14, 0.5, 0.52, 0, 180, c)
-    pen.box(-0.2, 0.3, 0.2, 0.42, d, radius=0.04)
-    pen.ellipse(0, -0.14, 0.5, 0.15, d)
-    pen.ellipse(0, -0.13, 0.43, 0.1, l)
-
-
 def _draw_bottle(pen, c, d, l, opened):
     pen.polygon([(-0.08, -0.3), (0.08, -0.3), (0.21, -0.06), (-0.21, -0.06)], c)
     pen.box(-0.08, -0.42, 0.08, -0.15, c)
@@ -174,15 +160,6 @@ def _draw_knife(pen, c, d, l, opened):
     pen.box(-0.02, 0.2, 0.02, 0.4, d)
 
 
-def _draw_spoon(pen, c, d, l, opened):
-    pen.line([(0, -0.1), (0, 0.46)], d, 0.12)
-    pen.line([(0, -0.1), (0, 0.46)], c, 0.09)
-    pen.ellipse(0, 0.45, 0.07, 0.05, c)
-    pen.ellipse(0, -0.27, 0.21, 0.23, d)
-    pen.ellipse(0, -0.27, 0.185, 0.205, c)
-    pen.ellipse(0, -0.29, 0.11, 0.13, l)
-
-
 def _draw_pan(pen, c, d, l, opened):
     pen.box(-0.07, 0.1, 0.07, 0.5, _DARK, radius=0.05)
     pen.ellipse(0, -0.15, 0.35, 0.35, c)
@@ -233,15 +210,12 @@ class Noun:
 
 NOUNS = {
     "cup": Noun(_draw_cup, 0.38, can_tip=True),
-    "plate": Noun(_draw_plate, 0.46),
-    "bowl": Noun(_draw_bowl, 0.43, can_tip=True),
     "bottle": Noun(_draw_bottle, 0.55, can_tip=True),
     "ball": Noun(_draw_ball, 0.38),
     "box": Noun(_draw_box, 0.46, can_tip=True, open_grip=lambda o: (_lid_edge(o)[0] + 0.74, _lid_edge(o)[1] + 0.03)),
     "book": Noun(_draw_book, 0.48, open_grip=lambda o: (-0.02 + 0.5 * math.cos(math.pi * o), 0.2)),
     "phone": Noun(_draw_phone, 0.48, can_turn=True),
     "knife": Noun(_draw_knife, 0.58, can_turn=True),
-    "spoon": Noun(_draw_spoon, 0.55, can_turn=True),
     "pan": Noun(_draw_pan, 0.55, can_turn=True),
     "scissors": Noun(_draw_scissors, 0.50, can_turn=True, open_grip=lambda o: (0.12 + 0.2 * o, 0.36)),
     "pot": Noun(_draw_pot, 0.48, open_grip=lambda o: (_pot_lid(o)[0] + 0.1, _pot_lid(o)[1])),

@@ -83,13 +83,6 @@ def _open(noun, a, b, m, camera_y):
     return Pose(state, hand=(state.x + gx * size, state.y + gy * size))
 
 
-def _turn(noun, a, b, m, camera_y):
-    state = replace(a, angle=_mix(a.angle, b.angle, m))
-    # The hand holds the near end and travels round with it; straight below the middle half-way.
-    phase = math.radians(_mix(-1.0, 1.0, m) * (b.angle - a.angle) / 2)
-    return Pose(state, hand=(a.x - 0.17 * math.sin(phase), a.y + 0.17 * math.cos(phase)))
-
-
 def _tip_over(noun, a, b, m, camera_y):
     state = replace(a, tilt=_mix(a.tilt, b.tilt, m), x=_mix(a.x, b.x, m))
     turn = math.radians(90 * state.tilt)
@@ -107,11 +100,6 @@ def _shake(noun, a, b, m, camera_y):
     swing = envelope * math.cos(2 * math.pi * 3 * (m - 0.5))
     state = replace(a, x=a.x + 0.1 * swing, y=a.y - 0.1 * envelope, angle=a.angle + 22 * swing)
     return Pose(state, lift=0.12 * envelope, hand=(state.x + 0.04, state.y + 0.1))
-
-
-def _wipe(noun, a, b, m, camera_y):
-    phase = 2 * math.pi * 2.5 * (m - 0.5)
-    return Pose(a, hand=(a.x + 0.12 * math.cos(phase), a.y + 0.1 * math.sin(abs(phase))), hand_shape="sponge")
 
 
 def _tap(noun, a, b, m, camera_y):
@@ -137,20 +125,13 @@ VERBS = {
     "slide right": Verb(
         _slide, ("slides {} to the right", "pushes {} to the right"), reversed=True, twin="slide left"
     ),
-    "push away": Verb(_slide, ("pushes {} away", "moves {} away"), twin="pull closer"),
-    "pull closer": Verb(_slide, ("pulls {} closer", "drags {} closer"), reversed=True, twin="push away"),
     "open": Verb(_open, ("opens {}",), twin="close"),
     "close": Verb(_open, ("closes {}", "shuts {}"), reversed=True, twin="open"),
-    "turn clockwise": Verb(_turn, ("turns {} clockwise", "rotates {} clockwise"), twin="turn counterclockwise"),
-    "turn counterclockwise": Verb(
-        _turn, ("turns {} counterclockwise", "rotates {} counterclockwise"), reversed=True, twin="turn clockwise"
-    ),
     "tip over": Verb(_tip_over, ("tips over {}", "knocks over {}"), twin="set upright"),
     "set upright": Verb(_tip_over, ("sets {} upright", "stands {} upright"), reversed=True, twin="tip over"),
     "cover": Verb(_cover, ("covers {}",), twin="uncover"),
     "uncover": Verb(_cover, ("uncovers {}",), reversed=True, twin="cover"),
     "shake": Verb(_shake, ("shakes {}",), is_steady=True),
-    "wipe": Verb(_wipe, ("wipes {}", "cleans {}"), is_steady=True),
     "tap": Verb(_tap, ("taps {}",), is_steady=True),
 }
 

@@ -43,7 +43,7 @@ from .synthetic_scene import (
     smoothstep,
 )
 
-WORLD_VERSION = 1  # raise it whenever the same arguments give other files
+WORLD_VERSION = 2  # raise it whenever the same arguments give other files
 CHUNK_SECONDS = 600  # EgoVLP's layout: <video_uid>/<n>.mp4, n = floor(t / 600)
 ACTION_SECONDS = 1.75
 PAUSE_SECONDS = (0.3, 0.6)
@@ -56,18 +56,13 @@ VERB_TAXONOMY = Taxonomy(
         ("put down", "place"),
         ("slide left", "push left"),
         ("slide right", "push right"),
-        ("push away", "move away"),
-        ("pull closer", "drag closer"),
         ("open",),
         ("close", "shut"),
-        ("turn clockwise", "rotate clockwise"),
-        ("turn counterclockwise", "rotate counterclockwise"),
         ("tip over", "knock over"),
         ("set upright", "stand upright"),
         ("cover",),
         ("uncover",),
         ("shake",),
-        ("wipe", "clean"),
         ("tap",),
     ),
 )
@@ -203,30 +198,13 @@ def _possible_actions(
             continue
         if held < 2 and not state.opened:
             yield "pick up", index, replace(state, held=True)
-        for verb, dx, dy in (
-            ("slide left", -1, 0),
-            ("slide right", 1, 0),
-            ("push away", 0, -1),
-            ("pull closer", 0, 1),
-        ):
-            distance = float(rng.uniform(0.34, 0.46))
-            x, y = state.x + dx * distance, state.y + dy * distance
-            if _is_free(x, y, states, index, gap=0.38):
-                yield verb, index, replace(state, x=x, y=y)
+        for verb, direction in (("slide left", -1), ("slide right", 1)):
+            x = state.x + direction * float(rng.uniform(0.38, 0.52))
+            if _is_free(x, state.y, states, index, gap=0.34):
+                yield verb, index, replace(state, x=x)
         if noun.open_grip is not None and not state.tilt:
-            yield (
-                ("close", index, replace(state, opened=0.0))
-                if state.opened
-                else (
-                    "open",
-                    index,
-                    replace(state, opened=1.0),
-                )
-            )
-        if noun.can_turn:
-            turn = float(rng.uniform(85, 115))
-            yield "turn clockwise", index, replace(state, angle=state.angle + turn)
-            yield "turn counterclockwise", index, replace(state, angle=state.angle - turn)
+            verb = "close" if state.opened else "open"
+            yield verb, index, replace(state, opened=1.0 - state.opened)
         if noun.can_tip and not state.opened:
             if state.tilt:
                 yield "set upright", index, replace(state, tilt=0.0, x=state.x - 0.08 * state.tilt)
@@ -237,7 +215,6 @@ def _possible_actions(
         if not state.opened:
             yield "cover", index, replace(state, covered=True)
         yield "shake", index, state
-        yield "wipe", index, state
         yield "tap", index, state
 
 
