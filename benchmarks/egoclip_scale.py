@@ -33,7 +33,7 @@ MALFORMED = (
 )
 # Narrations of EgoClip are about 37 characters long; a lone quotation mark is what default csv readers stumble over.
 VERBS = "picks up,puts down,opens,closes,cuts,washes,holds,moves,turns,looks at,wipes,adjusts".split(",")
-NOUNS = "the red cup from the table,the drawer,a knife with the right hand,the phone,a 12\" board,the tap".split(",")
+NOUNS = 'the red cup from the table,the drawer,a knife with the right hand,the phone,a 12" board,the tap'.split(",")
 
 
 def write_table(path: Path, num_rows: int, seed: int = 0) -> None:

@@ -94,6 +94,9 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`int`), hidden_act (`str`),
             layer_norm_eps (`float`), initializer_range (`float`): as in BEiT.
         layer_scale_init_value (`float`): initial value of both layer scales.
+        relative_position_init (`str`): what the bias tables start as: `"zeros"` (BEiT), or `"directional"`, ours for
+            training from scratch: heads that look one frame back, one ahead, nearby, and in odd layers one patch to
+            each side. From zeros a small model did not find out about the order of frames.
         drop_path_rate (`float`): stochastic depth rate of the last layer; it grows linearly from 0.
         num_local_blocks (`int`): K_l, local blocks that a query block attends to: odd (the block itself and as many
             on either side, circularly) or 0.
@@ -132,6 +135,7 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     layer_scale_init_value: float = 0.1
+    relative_position_init: str = "zeros"
     drop_path_rate: float | int = 0.1
     num_local_blocks: int = 1
     num_random_blocks: int | None = 3
@@ -168,6 +172,10 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
         )
         if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size != 0:
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}).")
+        if self.relative_position_init not in ("zeros", "directional"):
+            raise ValueError(
+                f"relative_position_init ('{self.relative_position_init}') must be 'zeros' or 'directional'."
+            )
         if self.num_frames < 1:
             raise ValueError(f"num_frames ({self.num_frames}) must be at least 1.")
         if self.num_random_blocks is None:

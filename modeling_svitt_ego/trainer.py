@@ -22,6 +22,7 @@ class SViTTEgoTrainingArguments(TrainingArguments):
     Args:
         scene_aware_negatives (`bool`): half of each batch are partners, each from the video and the 60 seconds of a
             clip of the other half (EgoVLP, arXiv:2206.01670): hard negatives that share the background.
+        scene_seconds (`float`): how near in time a partner is: both lie in the same window of this many seconds.
     """
 
     learning_rate: float = field(default=3e-5)
@@ -29,6 +30,7 @@ class SViTTEgoTrainingArguments(TrainingArguments):
     scene_aware_negatives: bool = field(
         default=True, metadata={"help": "Half of each batch are clips from the same scenes as the other half."}
     )
+    scene_seconds: float = field(default=60.0, metadata={"help": "Length of a scene, in seconds."})
     # The collator runs the processor and needs every column.
     remove_unused_columns: bool = field(default=False)
     # A contrastive batch that is not full has another loss, and processes must have equally many rows.
@@ -60,7 +62,9 @@ class SViTTEgoTrainer(Trainer):
         if {"tag_verb", "tag_noun"} <= set(dataset.table.column_names):
             common["tags"] = TagPairs(dataset.table)
         if args.scene_aware_negatives:
-            sampler = SceneAwareBatchSampler(SceneIndex(dataset.table), self._train_batch_size, **common)
+            sampler = SceneAwareBatchSampler(
+                SceneIndex(dataset.table, args.scene_seconds), self._train_batch_size, **common
+            )
         else:
             sampler = SeededBatchSampler(len(dataset), self._train_batch_size, **common)
         self.batch_sampler = sampler

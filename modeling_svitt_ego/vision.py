@@ -86,12 +86,41 @@ class VisionEmbeddings(nn.Module):
         return torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1)
 
 
+def directional_bias(window: tuple[int, int, int], num_heads: int, layer: int) -> torch.Tensor:
+    """
+    Bias table (R, num_heads) with a direction for each head, for training from scratch.
+
+    In even layers heads look one frame back, one frame ahead, at the same frame nearby, and everywhere; in odd layers
+    one patch to the left, to the right, up and down, the nearer in time the more; and so on in turn. At the clip's
+    first and last frame the first two find nothing and fall back on [CLS], which tells the layers above which end of
+    the clip a token is at: with relative positions alone nothing else does.
+    """
+    dt, dy, dx = torch.meshgrid(*(torch.arange(1 - size, size) for size in window), indexing="ij")  # query - key
+    distance = (dy**2 + dx**2).float().sqrt()
+    elsewhere = 6.0  # e^-6 of the weight
+    if layer % 2 == 0:
+        directions = [
+            -2 * distance - elsewhere * (dt != 1),
+            -2 * distance - elsewhere * (dt != -1),
+            -distance - elsewhere * (dt != 0),
+            torch.zeros_like(distance),
+        ]
+    else:
+        directions = [
+            -2 * ((dy - down) ** 2 + (dx - right) ** 2).float().sqrt() - dt.abs()
+            for right, down in ((1, 0), (-1, 0), (0, 1), (0, -1))
+        ]
+    table = torch.stack([directions[head % 4].flatten() for head in range(num_heads)], dim=1)
+    return torch.cat([table, torch.zeros(3, num_heads)])
+
+
 class VisionAttention(nn.Module):
     """Multi-head attention with a 3-D relative position bias, over the pattern's edges or over all pairs."""
 
-    def __init__(self, config: SViTTEgoVisionConfig):
+    def __init__(self, config: SViTTEgoVisionConfig, layer: int):
         super().__init__()
         self.config = config
+        self.layer = layer
         self.num_attention_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
@@ -105,7 +134,12 @@ class VisionAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros(num_offsets + 3, config.num_attention_heads))
 
     def init_own_parameters(self, std: float):
-        init.zeros_(self.relative_position_bias_table)
+        table = self.relative_position_bias_table
+        if self.config.relative_position_init == "directional":
+            window = (self.config.num_frames, self.grid_size, self.grid_size)
+            init.copy_(table, directional_bias(window, self.num_attention_heads, self.layer).to(table))
+        else:
+            init.zeros_(table)
 
     def forward(
         self,
@@ -186,7 +220,7 @@ class VisionLayer(GradientCheckpointingLayer):
         self.keep_strategy = config.keep_strategy
         self.random_stream = _RANDOM_PRUNING_STREAM + layer
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = VisionAttention(config)
+        self.attention = VisionAttention(config, layer)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
         self.layer_scale_init_value = config.layer_scale_init_value

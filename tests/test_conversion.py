@@ -59,9 +59,7 @@ def outputs(model, frames=4):
 def full_size(shared_dir, variant):
     """The release's keys, shapes and dtypes, without memory."""
     spec = json.loads((shared_dir / "golden" / f"state_dict_full_{variant}.json").read_text())
-    return {
-        key: torch.empty(x["shape"], dtype=getattr(torch, x["dtype"]), device="meta") for key, x in spec.items()
-    }
+    return {key: torch.empty(x["shape"], dtype=getattr(torch, x["dtype"]), device="meta") for key, x in spec.items()}
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,7 @@ def test_clips_and_texts_are_unique_and_lead_back(tmp_path):
     keys = [(c["video_uid"], c["clip_start"], c["clip_end"]) for c in view.clips.to_list()]
     assert keys == sorted(set(keys)) and len(keys) < 100
     for row, choices, text, answer, intra in zip(table, view.choices, view.text_of, view.answers, view.is_intra):
-        assert [keys[c] for c in choices] == [
-            (c["video_uid"], c["clip_start"], c["clip_end"]) for c in row["choices"]
-        ]
+        assert [keys[c] for c in choices] == [(c["video_uid"], c["clip_start"], c["clip_end"]) for c in row["choices"]]
         assert view.texts[text] == row["clip_text"] and answer == row["answer"] and intra == (row["types"] == 2)
     # a part of the questions keeps its own clips alone
     part = EgoMCQClips(table.select([5, 3]))

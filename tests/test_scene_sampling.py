@@ -183,9 +183,7 @@ def test_plain_shuffled_batches(many):
 
 def test_positives_are_counted_from_the_tags():
     """By hand: 0-1 share verb 1 and noun 2; 0-2 share a verb only; 3 has no verb; 4-5 share both."""
-    table = table_of(
-        "aaaaaa", range(6), [[1], [1, 3], [1], [], [7], [7]], [[2], [2, 9], [8], [2], [5, 6], [6]]
-    )
+    table = table_of("aaaaaa", range(6), [[1], [1, 3], [1], [], [7], [7]], [[2], [2, 9], [8], [2], [5, 6], [6]])
     pairs = TagPairs(table)
     assert pairs.count(np.arange(6)) == 4  # ordered: 0-1, 1-0, 4-5, 5-4
     assert pairs.count(np.array([0, 2, 3])) == 0 and pairs.count(np.array([3])) == 0

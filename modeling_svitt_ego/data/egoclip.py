@@ -123,9 +123,7 @@ def read_header(path: str) -> tuple[list[str], int]:
     return columns, len(line)
 
 
-def read_egoclip(
-    path: str, rejected: list[RejectedLine], block_bytes: int = BLOCK_BYTES
-) -> Iterator[pa.Table]:
+def read_egoclip(path: str, rejected: list[RejectedLine], block_bytes: int = BLOCK_BYTES) -> Iterator[pa.Table]:
     """Yield the good rows of an EgoClip file in order, as tables with the schema of `EGOCLIP_FEATURES`."""
     columns, offset = read_header(path)
     line, num_rows = 2, 0  # the header is line 1

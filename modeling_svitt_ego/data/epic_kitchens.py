@@ -147,9 +147,7 @@ def _read_csv(path: str, missing) -> Iterator[tuple[int, dict[str, str]]]:
                 raise ValueError(f"{path!r} lacks the column(s) {absent}; its comma-separated header is {shown!r}.")
             for cells in reader:
                 if len(cells) != len(header):
-                    raise ValueError(
-                        f"{path!r}, line {reader.line_num}: {len(cells)} cells instead of {len(header)}."
-                    )
+                    raise ValueError(f"{path!r}, line {reader.line_num}: {len(cells)} cells instead of {len(header)}.")
                 yield reader.line_num, dict(zip(header, cells))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path!r} is not UTF-8 text: {error}.") from None

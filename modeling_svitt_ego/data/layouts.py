@@ -104,9 +104,7 @@ def find_layout(video_root: str | os.PathLike, num_videos: int = 64) -> Layout:
             f"No video found in {str(root)!r}: expected <uid>.mp4, <uid>/<n>.mp4 or <uid>.mp4/<start>.mp4."
         )
     if len(examples) > 1:
-        found = "; ".join(
-            f"{len(paths)} x {kind}, such as {paths[0].name!r}" for (kind, _), paths in examples.items()
-        )
+        found = "; ".join(f"{len(paths)} x {kind}, such as {paths[0].name!r}" for (kind, _), paths in examples.items())
         raise ValueError(f"{str(root)!r} holds more than one layout ({found}). Name one of {sorted(LAYOUTS)}.")
 
     ((kind, suffix), folders) = next(iter(examples.items()))

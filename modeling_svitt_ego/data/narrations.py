@@ -415,8 +415,6 @@ QUERY_TEMPLATES: Mapping[str, tuple[str, str]] = {
     "close": ("Objects: State of an object", "Did I close the {noun}?"),
     "cover": ("Objects: State of an object", "Did I cover the {noun}?"),
     "uncover": ("Objects: State of an object", "When did I uncover the {noun}?"),
-    "wipe": ("Objects: State of an object", "When did I wipe the {noun}?"),
-    "tip over": ("Objects: State of an object", "When did I tip over the {noun}?"),
 }
 # (earlier verb label, later verb label, template name, question): what was the object of the later one?
 SEQUENCE_TEMPLATES: Sequence[tuple[str, str, str, str]] = (

@@ -203,20 +203,19 @@ class Noun:
 
     draw: Callable
     size: float  # longest side, frame heights
-    can_turn: bool = False  # flat things lie at any angle
-    can_tip: bool = False  # standing things fall over
+    lies_flat: bool = False  # at any angle
     open_grip: Callable[[float], tuple[float, float]] | None = None  # where the hand holds it while opening
 
 
 NOUNS = {
-    "cup": Noun(_draw_cup, 0.38, can_tip=True),
-    "bottle": Noun(_draw_bottle, 0.55, can_tip=True),
+    "cup": Noun(_draw_cup, 0.38),
+    "bottle": Noun(_draw_bottle, 0.55),
     "ball": Noun(_draw_ball, 0.38),
-    "box": Noun(_draw_box, 0.46, can_tip=True, open_grip=lambda o: (_lid_edge(o)[0] + 0.74, _lid_edge(o)[1] + 0.03)),
+    "box": Noun(_draw_box, 0.46, open_grip=lambda o: (_lid_edge(o)[0] + 0.74, _lid_edge(o)[1] + 0.03)),
     "book": Noun(_draw_book, 0.48, open_grip=lambda o: (-0.02 + 0.5 * math.cos(math.pi * o), 0.2)),
-    "phone": Noun(_draw_phone, 0.48, can_turn=True),
-    "knife": Noun(_draw_knife, 0.58, can_turn=True),
-    "pan": Noun(_draw_pan, 0.55, can_turn=True),
-    "scissors": Noun(_draw_scissors, 0.50, can_turn=True, open_grip=lambda o: (0.12 + 0.2 * o, 0.36)),
+    "phone": Noun(_draw_phone, 0.48, lies_flat=True),
+    "knife": Noun(_draw_knife, 0.58, lies_flat=True),
+    "pan": Noun(_draw_pan, 0.55, lies_flat=True),
+    "scissors": Noun(_draw_scissors, 0.50, lies_flat=True, open_grip=lambda o: (0.12 + 0.2 * o, 0.36)),
     "pot": Noun(_draw_pot, 0.48, open_grip=lambda o: (_pot_lid(o)[0] + 0.1, _pot_lid(o)[1])),
 }

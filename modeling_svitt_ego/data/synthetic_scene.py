@@ -22,13 +22,12 @@ APPROACH = 0.17  # share of an action in which the hand comes into view; the sam
 
 @dataclass(frozen=True)
 class ObjectState:
-    """Where an object is and how; `opened` and `tilt` (tipped over) are 0 or +-1 at rest, between in an action."""
+    """Where an object is and how; `opened` is 0 or 1 at rest, between in an action."""
 
     x: float
     y: float
     angle: float = 0.0
     opened: float = 0.0
-    tilt: float = 0.0
     covered: bool = False
     held: bool = False
 
@@ -83,12 +82,6 @@ def _open(noun, a, b, m, camera_y):
     return Pose(state, hand=(state.x + gx * size, state.y + gy * size))
 
 
-def _tip_over(noun, a, b, m, camera_y):
-    state = replace(a, tilt=_mix(a.tilt, b.tilt, m), x=_mix(a.x, b.x, m))
-    turn = math.radians(90 * state.tilt)
-    return Pose(state, hand=(state.x + 0.14 * math.sin(turn) + 0.02, state.y + 0.1 - 0.14 * math.cos(turn)))
-
-
 def _cover(noun, a, b, m, camera_y):
     x, y = _mix(a.x + 0.1, a.x, m), _mix(camera_y + 1.4, a.y, m)
     return Pose(replace(a, covered=False), hand=(x + 0.05, y + 0.12), cloth=(x, y))
@@ -127,8 +120,6 @@ VERBS = {
     ),
     "open": Verb(_open, ("opens {}",), twin="close"),
     "close": Verb(_open, ("closes {}", "shuts {}"), reversed=True, twin="open"),
-    "tip over": Verb(_tip_over, ("tips over {}", "knocks over {}"), twin="set upright"),
-    "set upright": Verb(_tip_over, ("sets {} upright", "stands {} upright"), reversed=True, twin="tip over"),
     "cover": Verb(_cover, ("covers {}",), twin="uncover"),
     "uncover": Verb(_cover, ("uncovers {}",), reversed=True, twin="cover"),
     "shake": Verb(_shake, ("shakes {}",), is_steady=True),
@@ -264,8 +255,6 @@ class SceneRenderer:
             draw.polygon([at(-0.045, 0.2), at(0.055, 0.2), at(0.11, 1.5), at(-0.09, 1.5)], fill=skin)
             draw.polygon([at(-0.07, 0.34), at(0.08, 0.34), at(0.13, 1.5), at(-0.11, 1.5)], fill=sleeve)
             draw.line([at(-0.07, 0.345), at(0.08, 0.345)], fill=shade(sleeve, 1.3), width=round(0.02 * px))
-            if shape == "sponge":
-                draw.rounded_rectangle([at(-0.12, -0.01), at(0.12, 0.1)], radius=0.02 * px, fill=(96, 200, 205))
             if shape == "point":
                 finger(-0.02, 0.02, -0.015, 0.14, 0.042, skin)
                 fingers = [(0.02, 0.1), (0.055, 0.115)]
@@ -321,11 +310,10 @@ class SceneRenderer:
         scale = depth_scale(min(state.y, 1.1)) * (1.0 + 0.45 * lift)
         if lift < 0.5:
             # Standing things throw it at their foot, lying ones under themselves.
-            drop = (0.15 if NOUNS[self.objects[index].noun].can_turn else 0.42) * size * scale
+            drop = (0.15 if NOUNS[self.objects[index].noun].lies_flat else 0.42) * size * scale
             self._paste(image, self._shadow_sprite(size * scale), state.x, state.y + drop, ox, oy)
-        sprite = self._object_sprite(index, scale, state.angle + 90 * state.tilt, state.opened)
-        sink = 0.1 * size * scale * abs(math.sin(math.radians(90 * state.tilt)))
-        self._paste(image, sprite, state.x, state.y + sink, ox, oy)
+        sprite = self._object_sprite(index, scale, state.angle, state.opened)
+        self._paste(image, sprite, state.x, state.y, ox, oy)
         if state.covered:
             self._paste(image, self._cloth_sprite(scale), state.x, state.y, ox, oy)
 

@@ -45,8 +45,11 @@ from .synthetic_scene import (
 
 WORLD_VERSION = 2  # raise it whenever the same arguments give other files
 CHUNK_SECONDS = 600  # EgoVLP's layout: <video_uid>/<n>.mp4, n = floor(t / 600)
-ACTION_SECONDS = 1.75
+ACTION_SECONDS = 1.4
 PAUSE_SECONDS = (0.3, 0.6)
+NUM_OBJECTS = 3  # on each table
+COLOUR_SHARE = 0.35  # of the narrations name it; if most did, a model would learn colours and little else
+UNDO_SHARE = 0.6  # of the actions that can be undone are, at once
 MARKER = "world.json"
 
 VERB_TAXONOMY = Taxonomy(
@@ -58,8 +61,6 @@ VERB_TAXONOMY = Taxonomy(
         ("slide right", "push right"),
         ("open",),
         ("close", "shut"),
-        ("tip over", "knock over"),
-        ("set upright", "stand upright"),
         ("cover",),
         ("uncover",),
         ("shake",),
@@ -105,14 +106,14 @@ def plan_video(seed: Sequence[int], seconds: float) -> VideoPlan:
     rng = np.random.default_rng(seed)
     video_uid = str(uuid.UUID(bytes=rng.bytes(16), version=4))
     objects = []
-    for noun in rng.choice(list(NOUNS), size=5, replace=False):
+    for noun in rng.choice(list(NOUNS), size=NUM_OBJECTS, replace=False):
         colour = str(rng.choice(list(COLOURS)))
         rgb = np.array(COLOURS[colour]) * rng.uniform(0.85, 1.08) + rng.uniform(-14, 14, 3)
         rgb = tuple(int(c) for c in np.clip(rgb, 0, 255))
-        objects.append(SceneObject(str(noun), colour, rgb, NOUNS[noun].size * float(rng.uniform(0.88, 1.15))))
+        objects.append(SceneObject(str(noun), colour, rgb, NOUNS[noun].size * float(rng.uniform(1.08, 1.42))))
     states: list[ObjectState] = []
     for thing in objects:
-        angle = float(rng.uniform(-50, 50)) if NOUNS[thing.noun].can_turn else 0.0
+        angle = float(rng.uniform(-50, 50)) if NOUNS[thing.noun].lies_flat else 0.0
         states.append(ObjectState(*_free_place(states, rng), angle=angle))
 
     actions: list[Action] = []
@@ -120,8 +121,12 @@ def plan_video(seed: Sequence[int], seconds: float) -> VideoPlan:
     start = float(rng.uniform(0.2, 0.6))
     while start + ACTION_SECONDS < seconds:
         options = list(_possible_actions(objects, states, rng))
+        undo = [option for option in options if actions and _undoes(option, actions[-1])]
+        # What was opened is often closed next: clips that differ in the order of their frames and in nothing else.
+        if undo and rng.random() < UNDO_SHARE:
+            options = undo
         per_verb = Counter(verb for verb, _, _ in options)
-        # Rare verbs first, so that all occur about equally often; seldom the same object twice in a row.
+        # Rare verbs first, so that all occur about equally often; seldom the same object twice in a row otherwise.
         weights = np.array(
             [
                 (0.25 if actions and actions[-1].index == index else 1.0) / per_verb[verb] / (1 + used[verb]) ** 2
@@ -156,9 +161,15 @@ def plan_video(seed: Sequence[int], seconds: float) -> VideoPlan:
     return VideoPlan(video_uid, seconds, tuple(objects), tuple(actions), tuple(seed))
 
 
+def _undoes(option: tuple[str, int, ObjectState], action: Action) -> bool:
+    """Whether `option` is the time reversal of `action`, on the same object."""
+    verb, index, _ = option
+    return index == action.index and verb == VERBS[action.verb].twin
+
+
 def _narrate(verb: str, thing: SceneObject, rng: np.random.Generator) -> str:
     article = "the" if rng.random() < 0.75 else "a"
-    colour = thing.colour if rng.random() < 0.8 else ""
+    colour = thing.colour if rng.random() < COLOUR_SHARE else ""
     if article == "a" and (colour or thing.noun)[0] in "aeiou":
         article = "an"
     phrase = str(rng.choice(VERBS[verb].phrases))
@@ -202,16 +213,9 @@ def _possible_actions(
             x = state.x + direction * float(rng.uniform(0.38, 0.52))
             if _is_free(x, state.y, states, index, gap=0.34):
                 yield verb, index, replace(state, x=x)
-        if noun.open_grip is not None and not state.tilt:
+        if noun.open_grip is not None:
             verb = "close" if state.opened else "open"
             yield verb, index, replace(state, opened=1.0 - state.opened)
-        if noun.can_tip and not state.opened:
-            if state.tilt:
-                yield "set upright", index, replace(state, tilt=0.0, x=state.x - 0.08 * state.tilt)
-            else:
-                side = float(rng.choice([-1.0, 1.0]))
-                if _is_free(state.x + 0.08 * side, state.y, states, index, gap=0.3):
-                    yield "tip over", index, replace(state, tilt=side, x=state.x + 0.08 * side)
         if not state.opened:
             yield "cover", index, replace(state, covered=True)
         yield "shake", index, state
