@@ -2,7 +2,7 @@
 
 Every variant is SViTT-Ego at base size (BEiT-B/16 at 224 px, BERT-base as 9 text and 3 fusion layers, 4 frames) and
 differs in its sparsity alone. `AutoModel.from_config(AutoConfig.from_pretrained("hub_configs/svitt-ego-base"))` makes
-one with new weights. (svitt-ego-tiny, for tests and the demo, is written by hand.)
+one with new weights. svitt-ego-tiny is the demo's.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from modeling_svitt_ego.configuration_svitt_ego import SViTTEgoConfig
+from modeling_svitt_ego.demo import TINY_CONFIG
 from modeling_svitt_ego.original_config import RELEASES, release_config
 
 EDGES = dict(num_local_blocks=1, num_random_blocks=3, block_size=56)
@@ -28,6 +29,7 @@ def variants() -> dict[str, SViTTEgoConfig]:
         "svitt-ego-base-dense": SViTTEgoConfig(vision_config=DENSE | KEEP_ALL, cross_modal_config=KEEP_ALL),
         # What `svitt-ego convert` makes of the released weights, with the released attention and processing.
         "svitt-ego-base-1-5-56": release_config(RELEASES["svitt-ego"]),
+        "svitt-ego-tiny": SViTTEgoConfig(**TINY_CONFIG),
     }
 
 

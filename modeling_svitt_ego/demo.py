@@ -26,20 +26,20 @@ from .trainer import SViTTEgoTrainer, SViTTEgoTrainingArguments
 from .video_processing_svitt_ego import SViTTEgoVideoProcessor
 
 # svitt-ego-tiny, made for training from scratch in minutes: BEiT's zero bias tables, small layer scale and initial
-# weights of 0.02 suit a wide, pretrained tower. A block is one frame's patches: each frame attends to itself and to
-# two of the three others, until pruning has left so few tokens that every block is attended.
+# weights of 0.02 suit a wide, pretrained tower. A block is half a frame: a token attends to the five blocks around its
+# own, which hold the same place one frame back and one ahead, and to one random block of the other three.
 TINY_CONFIG = {
     "vision_config": {
         "image_size": 64,
         "patch_size": 16,
         "num_frames": 4,
-        "hidden_size": 128,
-        "num_hidden_layers": 4,
+        "hidden_size": 96,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
-        "intermediate_size": 512,
-        "num_local_blocks": 1,
-        "num_random_blocks": 2,
-        "block_size": 16,
+        "intermediate_size": 384,
+        "num_local_blocks": 5,
+        "num_random_blocks": 1,
+        "block_size": 8,
         "keep_rate": 0.7,
         "prune_layers": [1, 2],
         "layer_scale_init_value": 1.0,
@@ -62,7 +62,7 @@ TINY_CONFIG = {
     },
     "cross_modal_config": {
         "hidden_size": 128,
-        "encoder_hidden_size": 128,
+        "encoder_hidden_size": 96,
         "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "intermediate_size": 256,
@@ -84,16 +84,18 @@ class DemoSettings:
     Args:
         train_videos, test_videos (`int`): source videos of the two worlds.
         seconds_per_video (`float`): length of each.
-        epochs (`float`): passes over the training clips, each with a scene-aware partner.
-        batch_size (`int`): rows of a contrastive batch, partners included.
+        epochs (`float`): passes over the training clips.
+        batch_size (`int`): clips of a contrastive batch.
+        num_views (`int`): draws of frames and crops from each decoded clip; rows of the batch are clips times views.
         learning_rate (`float`): peak of the cosine schedule.
     """
 
     train_videos: int = 120
     test_videos: int = 16
     seconds_per_video: float = 60.0
-    epochs: float = 5.0
-    batch_size: int = 64
+    epochs: float = 8.0
+    batch_size: int = 32
+    num_views: int = 2
     learning_rate: float = 2e-3
 
 
@@ -166,7 +168,9 @@ def build_processor(narrations: list[str]) -> SViTTEgoProcessor:
 def build_trainer(model, processor, table, world: WorldPaths, output: Path, settings: DemoSettings, seed: int):
     workers = os.cpu_count() or 1
     frames = model.config.vision_config.num_frames
-    train_set = EgoClipDataset(table, VideoStore(world["train"].videos), num_frames=frames, seed=seed)
+    train_set = EgoClipDataset(
+        table, VideoStore(world["train"].videos), num_frames=frames, seed=seed, num_views=settings.num_views
+    )
     arguments = SViTTEgoTrainingArguments(
         output_dir=str(output / "checkpoints"),
         num_train_epochs=settings.epochs,
@@ -179,7 +183,7 @@ def build_trainer(model, processor, table, world: WorldPaths, output: Path, sett
         logging_steps=25,
         save_strategy="no",
         report_to="none",
-        scene_seconds=10.0,  # what was opened is closed within seconds: partners that differ in order alone
+        scene_aware_negatives=False,  # from scratch, hard negatives slow the first steps more than they help
         max_grad_norm=1.0,
         dataloader_num_workers=workers,
         seed=seed,
@@ -188,7 +192,7 @@ def build_trainer(model, processor, table, world: WorldPaths, output: Path, sett
     evaluator = EgoMCQEvaluator(
         world["test"].egomcq, world["test"].videos, processor, frames, batch_size=64, num_workers=workers
     )
-    collator = ClipCollator(processor, do_random_resized_crop=True)
+    collator = ClipCollator(processor, num_views=settings.num_views, do_random_resized_crop=True)
     return SViTTEgoTrainer(
         model=model,
         args=arguments,

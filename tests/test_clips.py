@@ -306,3 +306,19 @@ def test_egomcq_clips_are_read_by_the_same_data_set(corpus, tmp_path):
 def test_seeds_of_near_inputs_differ():
     seeds = {derive_seed(a, b, c, d) for a in range(4) for b in range(4) for c in range(40) for d in range(2)}
     assert len(seeds) == 4 * 4 * 40 * 2 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_views_of_a_clip_are_drawn_apart_and_each_becomes_a_row(corpus):
+    """Catches views that repeat the same frames, or rows whose text and tags belong to another clip."""
+    one, two = (EgoClipDataset(*corpus, num_frames=4, seed=3, num_views=n) for n in (1, 2))
+    examples = [two[4], two[5]]
+    first, second = (frame_numbers(part) for part in np.split(examples[0]["video"], 2))
+    assert first == frame_numbers(one[4]["video"]) and second != first
+
+    def processor(videos, text, **kwargs):
+        return {"shown": [frame_numbers(video) for video in videos], "text": text}
+
+    batch = ClipCollator(processor, num_views=2)(examples)
+    assert batch["text"] == ["#C C picks item 4", "#C C picks item 5"] * 2
+    assert batch["shown"][0] == first and batch["shown"][2] == second
+    assert batch["noun_tags"].shape[0] == 4 and torch.equal(batch["noun_tags"][:2], batch["noun_tags"][2:])

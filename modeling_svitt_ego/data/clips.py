@@ -6,7 +6,6 @@ run sees the very clips and frames that the uninterrupted run would have seen, w
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +33,9 @@ class EgoClipDataset(Dataset):
             Rows with `video_uid`, `clip_start`, `clip_end` (seconds) and, if present, `clip_text`, `tag_verb`,
             `tag_noun`: from `load_egoclip`, or `EgoMCQClips.clips`.
         store (`VideoStore`): Where the videos are.
+        num_views (`int`): Draws of frames per clip, from one decoding (repeated augmentation, arXiv:1901.09335). Where
+            decoding is the bottleneck, two views cost little more than one; they are rows of the batch of their own,
+            and positives of each other by their tags.
         num_frames (`int`): Frames per clip. The window is split into as many equal segments, one frame of each.
         sampling (`str`): `"random"` frame of each segment (training) or the `"middle"` one (tests).
         seed (`int`): Together with the epoch and the row it decides the frames.
@@ -54,9 +56,12 @@ class EgoClipDataset(Dataset):
         on_error: str = "raise",
         max_failure_share: float = 0.05,
         failure_log: str | os.PathLike | None = None,
+        num_views: int = 1,
     ) -> None:
         if num_frames < 1:
             raise ValueError(f"num_frames ({num_frames}) must be at least 1.")
+        if num_views < 1:
+            raise ValueError(f"num_views ({num_views}) must be at least 1.")
         if sampling not in ("random", "middle"):
             raise ValueError(f'sampling ({sampling!r}) must be "random" or "middle".')
         if on_error not in ("raise", "skip"):
@@ -68,6 +73,7 @@ class EgoClipDataset(Dataset):
         self.table = table.select_columns([name for name in wanted if name in table.column_names])
         self.store = store
         self.num_frames = num_frames
+        self.num_views = num_views
         self.sampling = sampling
         self.seed = seed
         self.on_error = on_error
@@ -90,7 +96,8 @@ class EgoClipDataset(Dataset):
         """One example.
 
         Returns:
-            `dict` with `video` (`np.ndarray` of shape `(num_frames, height, width, 3)`, uint8 RGB, native size),
+            `dict` with `video` (`np.ndarray` of shape `(num_views * num_frames, height, width, 3)`, uint8 RGB, native
+            size; view after view),
             `text`, `verb_tags` and `noun_tags` (`list[int]`), `video_uid`, `start` and `end` (seconds, after clamping
             to the video), `index` (the row really read) and `seed` (for the augmentations of this example).
         """
@@ -117,9 +124,11 @@ class EgoClipDataset(Dataset):
     def _read(self, annotation: dict[str, Any], seed: int) -> dict[str, Any]:
         uid = annotation["video_uid"]
         generator = torch.Generator().manual_seed(seed)
-        frame_times = functools.partial(
-            clip_times, num_frames=self.num_frames, sampling=self.sampling, generator=generator
-        )
+
+        def frame_times(start: float, end: float) -> list[float]:
+            views = [clip_times(start, end, self.num_frames, self.sampling, generator) for _ in range(self.num_views)]
+            return [time for view in views for time in view]
+
         # EgoClip's windows may start before the video does, or end after it.
         video, start, end = self.store.read_window(uid, annotation["clip_start"], annotation["clip_end"], frame_times)
         return {
@@ -139,6 +148,7 @@ class ClipCollator:
     Args:
         processor (`SViTTEgoProcessor`): Resizes, augments and normalises the frames and tokenises the texts.
         num_verbs (`int`), num_nouns (`int`): Sizes of the tag vectors.
+        num_views (`int`): As in the data set; the batch then has `num_views` rows per example, view after view.
         processor_kwargs: Passed to every call of the processor.
 
     Returns (of a call):
@@ -147,25 +157,40 @@ class ClipCollator:
         `noun_tags` `(batch_size, num_nouns)`.
     """
 
-    def __init__(self, processor, num_verbs: int = NUM_VERBS, num_nouns: int = NUM_NOUNS, **processor_kwargs) -> None:
+    def __init__(
+        self,
+        processor,
+        num_verbs: int = NUM_VERBS,
+        num_nouns: int = NUM_NOUNS,
+        num_views: int = 1,
+        **processor_kwargs,
+    ) -> None:
         self.processor = processor
         self.num_verbs = num_verbs
         self.num_nouns = num_nouns
+        self.num_views = num_views
         self.processor_kwargs = processor_kwargs
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         verb_tags = multi_hot([e["verb_tags"] for e in examples], self.num_verbs, "verb", examples)
         noun_tags = multi_hot([e["noun_tags"] for e in examples], self.num_nouns, "noun", examples)
+        views = range(self.num_views)
         batch = self.processor(
-            videos=[e["video"] for e in examples],
-            text=[e["text"] for e in examples],
+            videos=[np.split(e["video"], self.num_views)[view] for view in views for e in examples],
+            text=[e["text"] for _ in views for e in examples],
             return_tensors="pt",
             do_sample_frames=False,
             # One generator per clip: its crop and flip do not depend on its neighbours in the batch.
-            generator=[torch.Generator().manual_seed(derive_seed(e["seed"], 1)) for e in examples],
+            generator=[
+                torch.Generator().manual_seed(derive_seed(e["seed"], 1 + view)) for view in views for e in examples
+            ],
             **self.processor_kwargs,
         )
-        return {**batch, "verb_tags": verb_tags, "noun_tags": noun_tags}
+        return {
+            **batch,
+            "verb_tags": verb_tags.repeat(self.num_views, 1),
+            "noun_tags": noun_tags.repeat(self.num_views, 1),
+        }
 
 
 def multi_hot(tags: Sequence[Sequence[int]], size: int, kind: str, examples: Sequence[dict]) -> torch.Tensor:

@@ -112,8 +112,8 @@ class Verb:
 
 
 VERBS = {
-    "pick up": Verb(_pick_up, ("picks up {}", "picks up {}", "takes {}"), twin="put down"),
-    "put down": Verb(_pick_up, ("puts down {}", "puts down {}", "places {}"), reversed=True, twin="pick up"),
+    "pick up": Verb(_pick_up, ("picks up {}", "takes {}"), twin="put down"),
+    "put down": Verb(_pick_up, ("puts down {}", "places {}"), reversed=True, twin="pick up"),
     "slide left": Verb(_slide, ("slides {} to the left", "pushes {} to the left"), twin="slide right"),
     "slide right": Verb(
         _slide, ("slides {} to the right", "pushes {} to the right"), reversed=True, twin="slide left"

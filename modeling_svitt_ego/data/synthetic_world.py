@@ -43,12 +43,12 @@ from .synthetic_scene import (
     smoothstep,
 )
 
-WORLD_VERSION = 2  # raise it whenever the same arguments give other files
+WORLD_VERSION = 3  # raise it whenever the same arguments give other files
 CHUNK_SECONDS = 600  # EgoVLP's layout: <video_uid>/<n>.mp4, n = floor(t / 600)
 ACTION_SECONDS = 1.4
 PAUSE_SECONDS = (0.3, 0.6)
 NUM_OBJECTS = 3  # on each table
-COLOUR_SHARE = 0.35  # of the narrations name it; if most did, a model would learn colours and little else
+COLOUR_SHARE = 0.3  # of the narrations name it; if most did, a model would learn colours and little else
 UNDO_SHARE = 0.6  # of the actions that can be undone are, at once
 MARKER = "world.json"
 
@@ -168,11 +168,12 @@ def _undoes(option: tuple[str, int, ObjectState], action: Action) -> bool:
 
 
 def _narrate(verb: str, thing: SceneObject, rng: np.random.Generator) -> str:
-    article = "the" if rng.random() < 0.75 else "a"
+    article = "the" if rng.random() < 0.9 else "a"
     colour = thing.colour if rng.random() < COLOUR_SHARE else ""
     if article == "a" and (colour or thing.noun)[0] in "aeiou":
         article = "an"
-    phrase = str(rng.choice(VERBS[verb].phrases))
+    phrases = VERBS[verb].phrases
+    phrase = phrases[0] if rng.random() < 0.85 else str(rng.choice(phrases))
     return "#C C " + phrase.format(" ".join(word for word in (article, colour, thing.noun) if word))
 
 
