@@ -93,7 +93,7 @@ class DemoSettings:
     train_videos: int = 120
     test_videos: int = 16
     seconds_per_video: float = 60.0
-    epochs: float = 8.0
+    epochs: float = 7.0
     batch_size: int = 32
     num_views: int = 2
     learning_rate: float = 2e-3

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 
 from .data.clips import EgoClipDataset
-from .data.sampling import SceneAwareBatchSampler, SceneIndex, SeededBatchSampler, TagPairs
+from .data.sampling import SceneAwareBatchSampler, SceneIndex, SeededBatchSampler, SharedNounBatchSampler, TagPairs
 from .evaluation.egomcq import EgoMCQEvaluator, one_thread
 
 
@@ -22,6 +22,8 @@ class SViTTEgoTrainingArguments(TrainingArguments):
     Args:
         scene_aware_negatives (`bool`): half of each batch are partners, each from the video and the 60 seconds of a
             clip of the other half (EgoVLP, arXiv:2206.01670): hard negatives that share the background.
+        shared_noun_share (`float`): without scene-aware negatives, share of the batches whose clips all share a noun,
+            so that the verb must tell them apart.
         scene_seconds (`float`): how near in time a partner is: both lie in the same window of this many seconds.
     """
 
@@ -31,6 +33,7 @@ class SViTTEgoTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Half of each batch are clips from the same scenes as the other half."}
     )
     scene_seconds: float = field(default=60.0, metadata={"help": "Length of a scene, in seconds."})
+    shared_noun_share: float = field(default=0.0, metadata={"help": "Share of batches of clips with one noun."})
     # The collator runs the processor and needs every column.
     remove_unused_columns: bool = field(default=False)
     # A contrastive batch that is not full has another loss, and processes must have equally many rows.
@@ -64,6 +67,10 @@ class SViTTEgoTrainer(Trainer):
         if args.scene_aware_negatives:
             sampler = SceneAwareBatchSampler(
                 SceneIndex(dataset.table, args.scene_seconds), self._train_batch_size, **common
+            )
+        elif args.shared_noun_share > 0:
+            sampler = SharedNounBatchSampler(
+                dataset.table, self._train_batch_size, share=args.shared_noun_share, **common
             )
         else:
             sampler = SeededBatchSampler(len(dataset), self._train_batch_size, **common)

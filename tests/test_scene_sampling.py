@@ -6,7 +6,13 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 from torch.utils.data import DataLoader, Dataset
 
-from modeling_svitt_ego.data.sampling import SceneAwareBatchSampler, SceneIndex, SeededBatchSampler, TagPairs
+from modeling_svitt_ego.data.sampling import (
+    SceneAwareBatchSampler,
+    SceneIndex,
+    SeededBatchSampler,
+    SharedNounBatchSampler,
+    TagPairs,
+)
 
 
 def table_of(videos, times, verbs=None, nouns=None):
@@ -211,3 +217,18 @@ def test_bad_arguments_are_refused(many):
         SceneIndex(table_of("ab", [0, float("nan")]))
     with pytest.raises(ValueError, match="at least 2"):
         SceneIndex(table_of("a", [0]))
+
+
+def test_a_share_of_the_batches_holds_clips_of_one_noun():
+    """Catches clips of another noun, repeated rows, and a share that is not kept."""
+    nouns = [[i % 4] for i in range(400)]
+    table = table_of("a" * 400, range(400), [[0]] * 400, nouns)
+    sampler = SharedNounBatchSampler(table, 20, share=0.5, seed=1)
+    single = 0
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            assert len(set(batch)) == 20
+            single += len({nouns[row][0] for row in batch}) == 1
+    assert 140 < single < 260  # of 400 batches, 200 expected
+    assert list(sampler) == list(sampler)

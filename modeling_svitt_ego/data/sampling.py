@@ -316,3 +316,35 @@ class SceneAwareBatchSampler(SeededBatchSampler):
                     return int(candidate)
         # The table is smaller than two batches: repeat a row, but never the clip itself.
         return int((clip + rng.integers(1, len(self.index))) % len(self.index))
+
+
+class SharedNounBatchSampler(SeededBatchSampler):
+    """Shuffled batches, a share of which holds clips of one noun only, so that it is the verb that tells them apart.
+
+    Args:
+        table (`datasets.Dataset`): Rows with `tag_noun`; the same rows as the data set.
+        batch_size (`int`): Rows per batch.
+        share (`float`): Share of the batches that is replaced by clips with a noun of the batch's first clip. Where
+            fewer than `batch_size` clips have it, or the clip has none, the batch stays as it is.
+        kwargs: As for `SeededBatchSampler`.
+    """
+
+    def __init__(self, table, batch_size: int, share: float = 0.5, **kwargs) -> None:
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"share ({share}) must lie in [0, 1].")
+        super().__init__(len(table), batch_size, **kwargs)
+        self.share = share
+        offsets, nouns = _ragged(table.select_columns(["tag_noun"]).with_format("arrow")[:]["tag_noun"])
+        rows = np.repeat(np.arange(len(table)), np.diff(offsets))
+        order = np.argsort(nouns, kind="stable")
+        self.offsets, self.nouns, self.rows_by_noun = offsets, nouns, rows[order]
+        self.noun_start = np.searchsorted(nouns[order], np.arange(int(nouns.max(initial=0)) + 2))
+
+    def _batch(self, clips: np.ndarray, partners: np.ndarray | None, number: tuple[int, int]) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, *number])
+        nouns = self.nouns[self.offsets[clips[0]] : self.offsets[clips[0] + 1]]
+        if len(nouns) == 0 or rng.random() >= self.share:
+            return clips
+        noun = rng.choice(nouns)
+        rows = np.unique(self.rows_by_noun[self.noun_start[noun] : self.noun_start[noun + 1]])
+        return clips if len(rows) < len(clips) else rng.choice(rows, len(clips), replace=False)
