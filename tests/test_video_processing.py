@@ -321,9 +321,17 @@ def test_round_trip_keeps_every_setting(tmp_path):
         SViTTEgoVideoProcessor(generator=torch.Generator())
 
 
+# An editable install is found by an import hook, not by sys.path: refuse the name before any finder is asked.
 WITHOUT_PACKAGE = """
+import importlib.abc
 import sys
-sys.path = [p for p in sys.path if p not in {hidden!r}]
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "modeling_svitt_ego":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
 try:
     import modeling_svitt_ego
 except ImportError:
@@ -335,8 +343,7 @@ else:
 
 def run_without_package(code: str, tmp_path: Path) -> str:
     """Runs `code` in a fresh process that cannot import the package, as a user of the Hub would."""
-    repo = Path(modeling_svitt_ego.__file__).resolve().parents[1]
-    script = WITHOUT_PACKAGE.format(hidden={str(repo), str(repo) + "/"}) + code
+    script = WITHOUT_PACKAGE + code
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [sys.executable, "-I", "-c", script],
