@@ -54,7 +54,7 @@ def test_two_runs_with_one_seed_end_with_the_same_weights(corpus, tmp_path):
     """Catches an order of clips, frames or patterns that depends on anything but the seed."""
     states = []
     for name in ("one", "two"):
-        trainer = make_trainer(corpus, tmp_path / name, scene_aware_negatives=name != "")
+        trainer = make_trainer(corpus, tmp_path / name)
         trainer.train()
         states.append(trainer.model.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
