@@ -4,9 +4,23 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "modeling_svitt_ego" / "__init__.py").read_text())[1]
+
+
+class BuildWithModelCard(build_py):
+    """Puts MODEL_CARD.md, whose one source is the top level, beside `hub.py`, which fills it in."""
+
+    def run(self):
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            self.copy_file(str(HERE / "MODEL_CARD.md"), str(Path(self.build_lib) / "modeling_svitt_ego"))
+
+    def get_source_files(self):
+        return [*super().get_source_files(), "MODEL_CARD.md"]  # what a source distribution must hold
+
 
 setup(
     name="modeling-svitt-ego",
@@ -16,28 +30,45 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["modeling_svitt_ego", "modeling_svitt_ego.*"]),
+    package_data={"modeling_svitt_ego.evaluation": ["evaluate_modules/*/*.py"]},
+    cmdclass={"build_py": BuildWithModelCard},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
-        "torchvision",
+        "torchvision>=0.26",
         "transformers>=5.17",
-        "huggingface_hub>=1.0",
-        "accelerate>=1.1",
+        "huggingface_hub>=1.5",
+        "accelerate>=1.3",
         "datasets>=4.0",
         "evaluate>=0.4.5",
-        "peft>=0.18",
-        "numpy",
-        "safetensors",
-        "pyyaml",
-        "pyarrow",
-        "pillow",
-        "tqdm",
-        "av>=14",
+        # before 0.20, model.load_adapter finds no key of ours and leaves the adapter random, with a warning only
+        "peft>=0.20",
+        "numpy>=2.1",
+        "safetensors>=0.8",
+        "pyyaml>=6.0.2",
+        "pyarrow>=18",
+        "pillow>=11",
+        "tqdm>=4.66.3",
+        # index_entries: where frames begin, without decoding
+        "av>=17.0",
         # decord has wheels for x86-64 Linux and Windows only; PyAV reads the same frames elsewhere.
         "decord>=0.6; platform_machine == 'x86_64' or platform_machine == 'AMD64'",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "scipy"],
+        "benchmark": ["matplotlib>=3.10"],  # benchmarks/attention.py --plot
+        "hdf5": ["h5py>=3.12"],  # svitt-ego extract --layout hdf5
+        "test": [
+            "pytest>=8",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "scipy",
+            "setuptools>=64",
+            "tensorboard",
+            "torchdata",
+            "h5py>=3.12",
+        ],
     },
     entry_points={"console_scripts": ["svitt-ego=modeling_svitt_ego.cli:main"]},
 )

@@ -1,8 +1,7 @@
-"""The library's own Trainer and PEFT on our models, without our trainer."""
+"""The library's own Trainer on our models, without our trainer."""
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_model import NO_DROPOUT, tiny_batch, tiny_clips, tiny_model
 from transformers import Trainer, TrainingArguments
 
@@ -110,40 +109,3 @@ def test_accumulated_contrastive_gradients_are_the_mean_of_the_batches(tmp_path)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(halves.steps[0][name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
-
-
-@pytest.mark.parametrize("tower", ["vision_model", "text_model", "fusion_model"])
-def test_lora_trains_saves_and_loads(tower, tmp_path):
-    """Catches module names that a regular expression cannot reach, and an adapter that changes nothing."""
-    targets = rf".*{tower}\..*\.(q_proj|v_proj|fc1)"
-    config = LoraConfig(r=2, target_modules=targets, task_type="FEATURE_EXTRACTION")
-    model = get_peft_model(tiny_model(**STILL), config)
-    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert trainable and all(tower in name and "lora_" in name for name in trainable)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    model.train()
-    for seed in range(2):
-        torch.manual_seed(seed)
-        model(**tiny_batch(), return_loss=True).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(tiny_model(**STILL), tmp_path).eval()
-    batch, model = tiny_batch(), model.eval()
-    with torch.no_grad():
-        tuned, again, plain = (m(**batch, return_loss=True) for m in (model, loaded, tiny_model(**STILL)))
-    assert torch.equal(tuned.loss, again.loss) and not torch.equal(tuned.loss, plain.loss)
-
-
-def test_the_librarys_own_adapter_loading(tmp_path):
-    """Catches model.load_adapter failing on our class."""
-    config = LoraConfig(r=2, target_modules=r".*vision_model\..*\.(q_proj|v_proj)", init_lora_weights=False)
-    tuned = get_peft_model(tiny_model(SViTTEgoForVideoClassification, **STILL), config).eval()
-    tuned.save_pretrained(tmp_path)
-    model = tiny_model(SViTTEgoForVideoClassification, **STILL)
-    with torch.no_grad():
-        before = model(tiny_clips()).logits
-        model.load_adapter(str(tmp_path))
-        after = model(tiny_clips()).logits
-        torch.testing.assert_close(after, tuned(pixel_values_videos=tiny_clips()).logits)
-    assert not torch.allclose(before, after)
