@@ -9,7 +9,7 @@ between calls, so the functions are safe in forked and in spawned workers.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,9 @@ DECORD_SUFFIXES = (*MP4_SUFFIXES, ".mkv", ".webm", ".avi")
 # does not know it. It must not read files marked so: HEVC (x265 opens groups by default) and H.264 whose x264 settings
 # say it. Open groups in H.264 by another encoder are not seen here.
 OPEN_GROUP_MARKS = (b"hvc1", b"hev1", b"V_MPEGH/ISO/HEVC", b"open_gop=1", b"intra_refresh=1")
+# "file:" and the whitelist: a playlist or an odd name must not make FFmpeg open something else. Packets cut off by the
+# end of a truncated file are dropped, or they would decode to grey.
+_PYAV_OPTIONS = {"protocol_whitelist": "file", "fflags": "+discardcorrupt"}
 # A frame that begins within this after t counts as begun: decord keeps times in float32.
 TIME_TOLERANCE = 1e-3
 
@@ -194,6 +197,49 @@ def probe_video(path: str | os.PathLike, backend: str = "auto") -> VideoInfo:
     return _with_fallback(_check_path(path), lambda info: np.zeros(1), backend)[1]
 
 
+def stream_frames(path: str | os.PathLike, times: Callable[[VideoInfo], Iterable[float]]) -> Iterator[np.ndarray]:
+    """
+    The frames at many increasing times, one after the other, from a single pass over the file.
+
+    Gives what [`read_clip`] gives with PyAV, without holding more than one frame and without a seek per clip: for
+    features of a whole video, where it is the dense times that cost.
+
+    Args:
+        path (`str` or `os.PathLike`): A local video file.
+        times (function of [`VideoInfo`]): Seconds from the first frame, not decreasing.
+
+    Yields:
+        `uint8` arrays of shape `(height, width, 3)`, RGB, upright; the same array as long as the same frame is shown.
+
+    Raises:
+        ClipReadError: As [`read_clip`], when the pass gets there.
+    """
+    path = _check_path(path)
+    try:
+        import av
+    except (ImportError, OSError) as error:
+        raise ClipReadError(f"{path}: PyAV cannot be imported ({error}); pip install av.") from error
+    try:
+        with av.open(f"file:{path}", options=_PYAV_OPTIONS) as container:
+            cursor, info = _begin(av, container, path)
+            cursor.one_pass = True
+            yield from cursor.pictures(av, _increasing(times(info), info), info)
+    except (_Unreadable, av.FFmpegError, OSError, RuntimeError, OverflowError) as error:
+        raise ClipReadError(f"{path}: cannot be read: {_one_line(error)}") from error
+
+
+def _increasing(times: Iterable[float], info: VideoInfo) -> Iterator[float]:
+    previous = 0.0
+    for time in times:
+        if not previous <= time <= info.duration + 1 / info.fps + TIME_TOLERANCE:
+            raise ClipReadError(
+                f"{info.path}: time {time} s must lie in [{previous}, {info.duration:.3f}] s: after the one before, "
+                "within the video."
+            )
+        previous = time
+        yield time
+
+
 def _check_path(path: str | os.PathLike) -> str:
     path = os.fspath(path)
     if os.path.isdir(path):
@@ -277,16 +323,27 @@ def _read_pyav(path: str, times: Callable[[VideoInfo], np.ndarray]) -> tuple[np.
     except (ImportError, OSError) as error:
         raise _Unreadable(f"PyAV cannot be imported ({error}); pip install av.") from error
     try:
-        # "file:" and the whitelist: a playlist or an odd name must not make FFmpeg open something else.
-        # Packets cut off by the end of a truncated file are dropped, or they would decode to grey.
-        options = {"protocol_whitelist": "file", "fflags": "+discardcorrupt"}
-        with av.open(f"file:{path}", options=options) as container:
+        with av.open(f"file:{path}", options=_PYAV_OPTIONS) as container:
             return _read_container(av, container, path, times)
     except (av.FFmpegError, OSError, RuntimeError, OverflowError) as error:
         raise _Unreadable(_one_line(error)) from error
 
 
 def _read_container(av, container, path: str, times) -> tuple[np.ndarray, VideoInfo]:
+    cursor, info = _begin(av, container, path)
+    moments = times(info)
+    frames: list[np.ndarray | None] = [None] * len(moments)
+    order = np.argsort(moments, kind="stable")
+    for i, picture in zip(order, cursor.pictures(av, moments[order], info)):
+        frames[i] = picture
+    if len({frame.shape for frame in frames}) > 1:
+        raise _Unreadable(f"its frames change size: {sorted({frame.shape[:2] for frame in frames})}.")
+    frames = np.stack(frames)
+    return frames, replace(info, height=frames.shape[1], width=frames.shape[2])
+
+
+def _begin(av, container, path: str):
+    """A cursor on the video stream of an open container, and what the file says about it."""
     kind = container.format.name
     if kind == "tty" or kind.startswith("image2") or kind.endswith("_pipe"):
         raise _Unreadable(f"it is not a video (FFmpeg takes it for {kind!r}).")  # FFmpeg "plays" text and pictures
@@ -298,27 +355,11 @@ def _read_container(av, container, path: str, times) -> tuple[np.ndarray, VideoI
     if tick <= 0 or fps <= 0:
         raise _Unreadable("its video stream has no frame rate.")
     cursor = _Cursor(container, stream, frame_ticks=1 / (fps * tick))
-    origin = stream.start_time if stream.start_time is not None else cursor.seek(0).pts
-    cursor.end = origin + stream.duration if stream.duration else cursor.last_pts()
+    cursor.origin = stream.start_time if stream.start_time is not None else cursor.seek(0).pts
+    cursor.end = cursor.origin + stream.duration if stream.duration else cursor.last_pts()
     cursor.truncated = _is_truncated(container, stream, path, cursor.end)
-    duration, codec = (cursor.end - origin) * tick, stream.codec_context.name
-    info = VideoInfo(path, "pyav", duration, fps, stream.frames or None, 0, 0, origin * tick, codec)
-
-    moments = times(info)
-    convert = av.video.reformatter.VideoReformatter()
-    frames, previous, picture = [None] * len(moments), None, None
-    for i in np.argsort(moments, kind="stable"):
-        at_end = moments[i] >= duration - TIME_TOLERANCE
-        frame = cursor.frame_at(math.inf if at_end else origin + math.floor((moments[i] + TIME_TOLERANCE) / tick))
-        if frame is not previous:
-            picture = convert.reformat(frame, format="rgb24").to_ndarray()
-            # The angle is the picture's own, anticlockwise, in quarter turns.
-            picture, previous = np.rot90(picture, round(frame.rotation / 90) % 4), frame
-        frames[i] = picture
-    if len({frame.shape for frame in frames}) > 1:
-        raise _Unreadable(f"its frames change size: {sorted({frame.shape[:2] for frame in frames})}.")
-    frames = np.stack(frames)
-    return frames, replace(info, height=frames.shape[1], width=frames.shape[2])
+    duration, codec = (cursor.end - cursor.origin) * tick, stream.codec_context.name
+    return cursor, VideoInfo(path, "pyav", duration, fps, stream.frames or None, 0, 0, cursor.origin * tick, codec)
 
 
 def _is_truncated(container, stream, path: str, end: int) -> bool:
@@ -336,7 +377,8 @@ class _Cursor:
     def __init__(self, container, stream, frame_ticks: float):
         self.container, self.stream, self.frame_ticks = container, stream, frame_ticks
         self.tick = float(stream.time_base)
-        self.frames, self.held, self.ahead, self.end, self.truncated = iter(()), None, None, 0, False
+        self.frames, self.held, self.ahead, self.truncated = iter(()), None, None, False
+        self.origin, self.end, self.one_pass = 0, 0, False
 
     def seek(self, target: int):
         """Begins decoding at a frame that is shown no later than `target`, if there is one; returns it."""
@@ -358,9 +400,23 @@ class _Cursor:
         self.held, self.ahead = first, next(self.frames, None)
         return first
 
+    def pictures(self, av, moments: Iterable[float], info: VideoInfo) -> Iterator[np.ndarray]:
+        """The upright RGB picture at each of `moments`, which must not decrease; the same array while it is shown."""
+        convert = av.video.reformatter.VideoReformatter()
+        previous = picture = None
+        for moment in moments:
+            at_end = moment >= info.duration - TIME_TOLERANCE
+            ticks = math.inf if at_end else self.origin + math.floor((moment + TIME_TOLERANCE) / self.tick)
+            frame = self.frame_at(ticks)
+            if frame is not previous:
+                picture = convert.reformat(frame, format="rgb24").to_ndarray()
+                # The angle is the picture's own, anticlockwise, in quarter turns.
+                picture, previous = np.rot90(picture, round(frame.rotation / 90) % 4), frame
+            yield picture
+
     def frame_at(self, target: float):
         """The last frame with pts <= target, which must not decrease from call to call; infinity for the last one."""
-        if self.held is None or self._key_frame_between(min(target, self.end)):
+        if self.held is None or (not self.one_pass and self._key_frame_between(min(target, self.end))):
             self.seek(min(target, self.end))
         while self.ahead is not None and self.ahead.pts <= target:
             self.held, self.ahead = self.ahead, next(self.frames, None)
@@ -385,6 +441,7 @@ class _Cursor:
         ends = [p.pts + (p.duration or 0) for p in self.container.demux(self.stream) if p.pts is not None]
         if not ends:
             raise _Unreadable("its video stream has no packets with times.")
+        self.held = None  # the container now stands at its end: seek before the next frame
         return max(ends)
 
 

@@ -219,6 +219,39 @@ def test_share_is_taken_of_all_reads():
         log.record(0, "v", 0.0, 1.0, "v.mp4", "why")
 
 
+def test_a_replacement_is_of_the_same_scene_if_one_there_can_be_read(corpus, tmp_path):
+    """Catches a stand-in that is no longer the scene partner that the other half of the batch counts on."""
+    from modeling_svitt_ego.data.sampling import SceneIndex
+
+    _, store = corpus
+    rows = [egoclip_row(i, video_uid=f"video-{'ab'[i % 2]}") for i in range(NUM_CLIPS)]
+    for i in (4, 5):
+        rows[i] = egoclip_row(i, video_uid=rows[i]["video_uid"], clip_start=90.0, clip_end=91.0)  # past the end
+    table = load_egoclip(write_egoclip(tmp_path / "e.csv", rows), cache_dir=str(tmp_path / "c"))
+    alone = {
+        EgoClipDataset(table, store, seed=s, on_error="skip", max_failure_share=1)[4]["video_uid"] for s in range(9)
+    }
+    assert alone == {"video-a", "video-b"}, "without scenes anything may come"
+    for seed in range(9):
+        dataset = EgoClipDataset(table, store, seed=seed, on_error="skip", max_failure_share=1)
+        dataset.scenes = SceneIndex(dataset.table)
+        assert [dataset[i]["video_uid"] for i in (4, 5)] == ["video-a", "video-b"]
+        assert dataset.failures.num_moved == 0 and dataset[4]["index"] == dataset[4]["index"] != 4
+
+
+def test_a_replacement_from_another_scene_is_counted(broken):
+    """Catches partners that are counted and are none: here the whole scene is unreadable."""
+    from modeling_svitt_ego.data.sampling import SceneIndex
+
+    dataset = EgoClipDataset(*broken, on_error="skip", max_failure_share=1)
+    dataset.scenes = SceneIndex(dataset.table)
+    assert dataset[1]["video_uid"] == "video-a" and dataset.failures.num_moved == 1
+    assert "1 replaced by clips of another scene" in dataset.failures.summary()
+    files = [line for line in dataset.failures.report().splitlines() if line.startswith("  ")]
+    assert len(files) == 1 and files[0].startswith(f"  {dataset.failures.num_failures} x ")
+    assert "video-b/0.mp4: " in files[0]
+
+
 def test_nothing_but_bad_clips_ends_with_an_error(corpus, tmp_path):
     table, _ = corpus
     for uid in ("video-a", "video-b"):

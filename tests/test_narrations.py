@@ -6,24 +6,23 @@ import json
 
 import numpy as np
 import pytest
+from tiny_data import write_video
 
-from modeling_svitt_ego.data.narrations import (
+from modeling_svitt_ego.cli import main
+from modeling_svitt_ego.data.egoclip import load_egoclip
+from modeling_svitt_ego.data.egoclip_building import (
     EGOCLIP_COLUMNS,
-    INTER,
-    INTRA,
-    Narration,
-    Taxonomy,
+    Selection,
     build_egoclip,
-    build_egomcq,
-    build_egonlq,
-    clip_windows,
-    read_narration_json,
-    read_taxonomy,
-    tag_narration,
+    egoclip_rows,
+    read_durations,
     write_egoclip,
-    write_narration_json,
-    write_taxonomy,
 )
+from modeling_svitt_ego.data.egomcq_building import INTER, INTRA, build_egomcq
+from modeling_svitt_ego.data.egonlq_building import build_egonlq
+from modeling_svitt_ego.data.narration_tagger import tag_narration
+from modeling_svitt_ego.data.narrations import Narration, clip_windows, read_narration_json, write_narration_json
+from modeling_svitt_ego.data.taxonomy import Taxonomy, read_taxonomy, write_taxonomy
 
 VERBS = Taxonomy(
     labels=("take_(pick,_get)", "put_down", "slide left", "open", "book"),
@@ -206,3 +205,146 @@ def test_egonlq_asks_only_where_there_is_one_answer():
         assert 0 <= query["clip_start_sec"] < query["clip_end_sec"] <= clip["clip_end_sec"] == 100.0
         assert query["video_start_sec"] == query["clip_start_sec"]
         assert set(query) >= {"template", "query", "slot_x", "verb_x", "slot_y", "verb_y", "raw_tags"}
+
+
+# ── svitt-ego build-egoclip ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sentence(time, text):
+    return {"timestamp_sec": time, "timestamp_frame": 0, "narration_text": text, "annotation_uid": "x"}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Two annotators, out of order, with everything that real narrations have in them."""
+    first = [
+        sentence(9.0, "#C C picks up the\tcup\n"),
+        sentence(1.0, "#O A man X opens the book"),
+        sentence(5.0, "#C C takes #unsure"),
+        sentence(5.0, "#C C takes #unsure"),
+        sentence(None, "#C C takes a cup"),
+        sentence(6.0, "  "),
+        sentence(float(90), "#C C takes a cup"),
+        "no object",
+    ]
+    second = [sentence(3.0, "#C C places the berries"), sentence(4.0, "#C C walks")]
+    videos = {
+        "video-a": {
+            "status": "complete",
+            "narration_pass_2": {"narrations": second, "summaries": []},
+            "narration_pass_1": {"narrations": first, "summaries": []},
+        },
+        "video-b": {"status": "redacted"},
+        "video-c": {"narration_pass_1": {"narrations": [sentence(1.0, "#C C takes a cup")], "summaries": []}},
+    }
+    (tmp_path / "narration.json").write_text(json.dumps(videos))
+    durations = {"videos": [{"video_uid": uid, "duration_sec": 30.0} for uid in ("video-a", "video-b")]}
+    (tmp_path / "ego4d.json").write_text(json.dumps(durations))
+    write_taxonomy(VERBS, tmp_path / "verbs.csv")
+    write_taxonomy(NOUNS, tmp_path / "nouns.csv")
+    return tmp_path
+
+
+def build_by_command(folder, *options, durations=("--durations", "ego4d.json")):
+    paths = ["build-egoclip", folder / "narration.json", folder / "out.csv"]
+    paths += ["--verb-taxonomy", folder / "verbs.csv", "--noun-taxonomy", folder / "nouns.csv"]
+    paths += [durations[0], folder / durations[1], "--json", folder / "report.json", *options]
+    return main([str(part) for part in paths])
+
+
+def test_the_command_keeps_what_it_can_and_accounts_for_the_rest(corpus, capsys):
+    """Catches a sentence that is neither a clip nor on the list of what was dropped."""
+    assert build_by_command(corpus) == 0
+    table = load_egoclip(corpus / "out.csv", cache_dir=str(corpus / "cache"), strict=True)
+    assert table["clip_text"][:] == [
+        "#O A man X opens the book",
+        "#C C takes #unsure",
+        "#C C picks up the cup",
+        "#C C places the berries",
+        "#C C walks",
+    ]
+    assert table["narration_source"][:] == ["narration_pass_1"] * 3 + ["narration_pass_2"] * 2
+    assert table["tag_verb"][:] == [[3], [0], [0], [1], []] and table["tag_noun"][:] == [[3], [], [0], [4], []]
+    report = json.loads((corpus / "report.json").read_text())
+    assert (report["read"], report["kept"], report["videos"], report["passes"]) == (11, 5, 1, 2)
+    assert (report["other_person"], report["unsure"], report["no_verb"], report["no_noun"]) == (1, 1, 1, 2)
+    assert report["dropped"] == {
+        "time is not a number": 2,
+        "same sentence at the same time": 1,
+        "no text": 1,
+        "window past the video's end": 1,
+        "no duration known for the video": 1,
+    }
+    assert report["read"] == report["kept"] + sum(report["dropped"].values())
+    listed = (corpus / "out.csv.dropped.tsv").read_text().splitlines()
+    assert len(listed) == 7 and any("video-c" in line for line in listed)
+    assert "dropped: no text" in capsys.readouterr().out
+
+
+def test_the_selection_is_the_users(corpus):
+    """Catches options that are read and not obeyed, and windows that move when a sentence is left out."""
+    build_by_command(corpus)
+    whole = {row["clip_text"]: row for row in load_egoclip(corpus / "out.csv", cache_dir=str(corpus / "cache"))}
+    build_by_command(corpus, "--drop", "unsure", "other", "--min-words", "2")
+    kept = list(load_egoclip(corpus / "out.csv", cache_dir=str(corpus / "cache")))
+    assert [row["clip_text"] for row in kept] == ["#C C picks up the cup", "#C C places the berries"]
+    for row in kept:
+        before = whole[row["clip_text"]]
+        assert (row["clip_start"], row["clip_end"]) == (before["clip_start"], before["clip_end"])
+    dropped = json.loads((corpus / "report.json").read_text())["dropped"]
+    assert (dropped["says #unsure"], dropped["says #O"], dropped["fewer than 2 words"]) == (1, 1, 1)
+    build_by_command(corpus, "--min-seconds", "0.4", "--max-seconds", "0.4")
+    for row in load_egoclip(corpus / "out.csv", cache_dir=str(corpus / "cache")):
+        assert row["clip_end"] - row["clip_start"] == pytest.approx(0.4)
+        assert (row["clip_end"] + row["clip_start"]) / 2 == pytest.approx(row["narration_time"])
+
+
+def test_windows_can_be_widened():
+    rows = egoclip_rows(
+        narrate("v1", [(5.0, "#C C takes a cup"), (6.0, "#C C walks")]), VERBS, NOUNS, Selection(min_seconds=3.0)
+    )
+    assert [(row["clip_start"], row["clip_end"]) for row in rows] == [(3.5, 6.5), (4.5, 7.5)]
+
+
+def test_lengths_can_come_from_the_videos(corpus):
+    """Catches a video without a file that ends the build, or is kept with a length of its own invention."""
+    write_video(corpus / "videos" / "video-a.mp4", 50, fps=5)
+    assert build_by_command(corpus, durations=("--video-root", "videos")) == 0
+    table = load_egoclip(corpus / "out.csv", cache_dir=str(corpus / "cache"))
+    assert set(table["video_dur"][:]) == {10.0} and len(table) == 5
+
+
+def test_a_failed_build_leaves_the_old_file_alone(corpus, capsys):
+    """Catches a good csv overwritten by an empty or half-written one."""
+    build_by_command(corpus)
+    before = (corpus / "out.csv").read_bytes()
+    (corpus / "ego4d.json").write_text(json.dumps({"videos": [{"video_uid": "other", "duration_sec": 3}]}))
+    assert build_by_command(corpus) == 2
+    error = capsys.readouterr().err
+    assert "none of its 11 sentences" in error and "11 x no duration known" in error
+    assert (corpus / "out.csv").read_bytes() == before and not (corpus / "out.csv.incomplete").exists()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[]", "expected an object of videos"),
+        ('{"v": []}', "expected an object with narration_pass_1"),
+        ('{"v": {"narration_pass_1": []}}', "has no list"),
+        ('{"../v": {"narration_pass_1": {"narrations": []}}}', "not a plain file name"),
+        ('{"v": {"narration_pass_1"', "not valid JSON"),
+    ],
+)
+def test_a_malformed_narration_file_is_one_error_with_the_path(corpus, capsys, content, message):
+    (corpus / "narration.json").write_text(content)
+    assert build_by_command(corpus) == 2
+    error = capsys.readouterr().err
+    assert message in error
+
+
+def test_durations_are_read_from_a_csv_too(tmp_path):
+    (tmp_path / "d.csv").write_text("video_uid,duration_sec\nv1,3.5\n")
+    assert read_durations(tmp_path / "d.csv") == {"v1": 3.5}
+    (tmp_path / "d.csv").write_text("video_uid,seconds\nv1,3.5\n")
+    with pytest.raises(ValueError, match="d.csv: entry 0"):
+        read_durations(tmp_path / "d.csv")

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from modeling_svitt_ego.data.narrations import EGOCLIP_COLUMNS, read_taxonomy
+from modeling_svitt_ego.data.egoclip_building import EGOCLIP_COLUMNS
 from modeling_svitt_ego.data.synthetic_objects import NOUNS, SceneObject
 from modeling_svitt_ego.data.synthetic_scene import VERBS, ObjectState, SceneRenderer, action_pose
 from modeling_svitt_ego.data.synthetic_world import (
@@ -24,6 +24,7 @@ from modeling_svitt_ego.data.synthetic_world import (
     render_frames,
     render_videos,
 )
+from modeling_svitt_ego.data.taxonomy import read_taxonomy
 
 ARGUMENTS = dict(split_sizes={"train": 2, "test": 5}, seconds_per_video=24.0, seed=5, height=48, fps=6)
 

@@ -17,10 +17,15 @@ from torch.utils.data import Dataset
 from ..clip_reading import ClipReadError, clip_times
 from .failures import FailureLog, TooManyClipFailures
 from .layouts import VideoStore
+from .sampling import SceneIndex
 
 NUM_VERBS = 118  # verb groups of the EgoClip taxonomy
 NUM_NOUNS = 582  # noun groups
 MAX_REPLACEMENTS = 10  # bad clips in a row in one slot before it is given up
+# Of them from the scene, and then as many from the video, where scenes are known. Few: if the file as a whole cannot
+# be read, each is one more failure on the way to `max_failure_share`.
+SCENE_REPLACEMENTS = 1
+REPLACEMENT_DRAWS = 8
 
 
 class EgoClipDataset(Dataset):
@@ -40,11 +45,15 @@ class EgoClipDataset(Dataset):
         sampling (`str`): `"random"` frame of each segment (training) or the `"middle"` one (tests).
         seed (`int`): Together with the epoch and the row it decides the frames.
         on_error (`str`): `"raise"` at a clip that cannot be read, or `"skip"`: take another row in its place, drawn
-            from (seed, epoch, row), count it and list it in `failures`. Never a black frame.
+            from (seed, epoch, row), count it and list it in `failures`. Never a black frame. Where `scenes` is set (as
+            the trainer does with scene-aware batches), the replacement is of the same scene if one there can be read,
+            so that the two halves of the batch stay partners; what had to come from elsewhere is counted.
         max_failure_share (`float`): With `"skip"`, `TooManyClipFailures` is raised above this share of failed reads
             (of at least 100 reads).
         failure_log (`str`, *optional*): File for the list of failures, JSON lines.
     """
+
+    COLUMNS = ("video_uid", "clip_start", "clip_end", "narration_time", "clip_text", "tag_verb", "tag_noun")
 
     def __init__(
         self,
@@ -69,8 +78,7 @@ class EgoClipDataset(Dataset):
         missing = {"video_uid", "clip_start", "clip_end"} - set(table.column_names)
         if missing:
             raise ValueError(f"The table lacks the column(s) {sorted(missing)}; it has {table.column_names}.")
-        wanted = ("video_uid", "clip_start", "clip_end", "narration_time", "clip_text", "tag_verb", "tag_noun")
-        self.table = table.select_columns([name for name in wanted if name in table.column_names])
+        self.table = table.select_columns([name for name in self.COLUMNS if name in table.column_names])
         self.store = store
         self.num_frames = num_frames
         self.num_views = num_views
@@ -78,6 +86,7 @@ class EgoClipDataset(Dataset):
         self.seed = seed
         self.on_error = on_error
         self.failures = FailureLog(max_failure_share, failure_log)
+        self.scenes: SceneIndex | None = None
         # Shared memory: persistent workers hold a copy of this object made before the epoch changes.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
@@ -103,23 +112,46 @@ class EgoClipDataset(Dataset):
         """
         slot = range(len(self))[int(index)]  # a plain IndexError past the end
         epoch, row = self.epoch, slot
+        tried, missing = {slot}, set()
         for attempt in range(MAX_REPLACEMENTS + 1):
             seed = derive_seed(self.seed, epoch, slot, attempt)
             annotation = self.table[row]
             self.failures.count_read()
             try:
-                return {**self._read(annotation, seed), "index": row, "seed": seed}
+                example = {**self._read(annotation, seed), "index": row, "seed": seed}
             except (ClipReadError, OSError) as error:
                 if self.on_error == "raise":
                     raise
                 uid, start, end = (annotation[name] for name in ("video_uid", "clip_start", "clip_end"))
-                path = str(self.store.path(uid, start))
+                path = self._path(annotation)
                 self.failures.record(row, uid, start, end, path, str(error))
-            row = derive_seed(seed) % len(self)
+                if isinstance(error, FileNotFoundError):
+                    missing.add(path)
+            else:
+                if self.scenes is not None and not self.scenes.same_scene(slot, row):
+                    self.failures.count_moved()
+                return example
+            row = self._replacement(slot, attempt, seed, tried, missing)
+            tried.add(row)
         raise TooManyClipFailures(
             f"{MAX_REPLACEMENTS + 1} clips in a row could not be read in the place of row {slot}. "
             f"All: {self.failures.path}"
         )
+
+    def _replacement(self, slot: int, attempt: int, seed: int, tried: set[int], missing: set[str]) -> int:
+        """A row for the place of an unreadable one: from its scene, else from its video, else from anywhere."""
+        if self.scenes is not None and attempt < 2 * SCENE_REPLACEMENTS:
+            rng = np.random.default_rng(seed)
+            draws = [self.scenes.draw_partners] if attempt < SCENE_REPLACEMENTS else []
+            for draw in (*draws, self.scenes.draw_from_video):
+                for row in draw(np.full(REPLACEMENT_DRAWS, slot), rng).tolist():
+                    if row >= 0 and row not in tried and (not missing or self._path(self.table[row]) not in missing):
+                        return row
+        return derive_seed(seed) % len(self)
+
+    def _path(self, annotation: dict[str, Any]) -> str:
+        """The file in which a clip begins; for messages."""
+        return str(self.store.path(annotation["video_uid"], annotation["clip_start"]))
 
     def _read(self, annotation: dict[str, Any], seed: int) -> dict[str, Any]:
         uid = annotation["video_uid"]
@@ -131,12 +163,16 @@ class EgoClipDataset(Dataset):
 
         # EgoClip's windows may start before the video does, or end after it.
         video, start, end = self.store.read_window(uid, annotation["clip_start"], annotation["clip_end"], frame_times)
+        return self._example(annotation, video, start, end)
+
+    @staticmethod
+    def _example(annotation: dict[str, Any], video: np.ndarray, start: float, end: float) -> dict[str, Any]:
         return {
             "video": video,
             "text": annotation.get("clip_text", ""),
             "verb_tags": annotation.get("tag_verb", []),
             "noun_tags": annotation.get("tag_noun", []),
-            "video_uid": uid,
+            "video_uid": annotation["video_uid"],
             "start": start,
             "end": end,
         }

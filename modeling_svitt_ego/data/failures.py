@@ -22,7 +22,7 @@ NUM_SLOTS = 513  # slot 0 is the main process; workers beyond 512 share slots, w
 
 
 class TooManyClipFailures(RuntimeError):
-    """More clips failed than the run allows."""
+    """More clips failed than the run allows; the message lists the files at fault."""
 
 
 class FailureLog:
@@ -42,7 +42,7 @@ class FailureLog:
         self.max_share = max_share
         self.min_reads = min_reads
         self.path = Path(path or os.path.join(tempfile.gettempdir(), f"clip-failures-{uuid.uuid4().hex}.jsonl"))
-        self._counts = torch.zeros(NUM_SLOTS, 2, dtype=torch.int64).share_memory_()  # reads, failures
+        self._counts = torch.zeros(NUM_SLOTS, 3, dtype=torch.int64).share_memory_()  # reads, failures, moved
 
     @property
     def num_reads(self) -> int:
@@ -52,6 +52,14 @@ class FailureLog:
     @property
     def num_failures(self) -> int:
         return int(self._counts[:, 1].sum())
+
+    @property
+    def num_moved(self) -> int:
+        """Replacements that are not of the scene of the clip that they stand for."""
+        return int(self._counts[:, 2].sum())
+
+    def count_moved(self) -> None:
+        self._counts[self._slot(), 2] += 1
 
     def count_read(self) -> None:
         self._counts[self._slot(), 0] += 1
@@ -67,7 +75,7 @@ class FailureLog:
         if failures > self.max_share * max(reads, self.min_reads):
             raise TooManyClipFailures(
                 f"{failures} of {reads} clips could not be read, more than max_failure_share={self.max_share:g} "
-                f"allows. The last: {path}: {reason}. All: {self.path}"
+                f"allows. The last: {path}: {reason}. All: {self.path}\n{self.report()}"
             )
 
     def entries(self) -> list[dict]:
@@ -81,7 +89,18 @@ class FailureLog:
         """One line for the training log."""
         failures, reads = self.num_failures, self.num_reads
         where = f", listed in {self.path}" if failures else ""
-        return f"{failures} of {reads} clips ({failures / max(reads, 1):.2%}) could not be read{where}"
+        moved = f", {self.num_moved} replaced by clips of another scene" if self.num_moved else ""
+        return f"{failures} of {reads} clips ({failures / max(reads, 1):.2%}) could not be read{moved}{where}"
+
+    def report(self, max_files: int = 20) -> str:
+        """The summary, and every file at fault with its count and the last reason, the worst first."""
+        files: dict[str, list] = {}
+        for entry in self.entries():
+            files[entry["path"]] = [files.get(entry["path"], [0])[0] + 1, entry["reason"]]
+        worst = sorted(files.items(), key=lambda item: (-item[1][0], item[0]))
+        lines = [f"  {count} x {path}: {reason}" for path, (count, reason) in worst[:max_files]]
+        more = [f"  and {len(worst) - max_files} more files"] if len(worst) > max_files else []
+        return "\n".join([self.summary(), *lines, *more])
 
     @staticmethod
     def _slot() -> int:

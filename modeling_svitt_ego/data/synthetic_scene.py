@@ -17,6 +17,7 @@ from .synthetic_objects import NOUNS, Pen, SceneObject, shade
 SUPERSAMPLE = 2
 WORLD_WIDTH, WORLD_HEIGHT = 2.3, 1.4  # where objects lie; the camera sees 1 x 1
 MARGIN = 0.45  # drawn around it, for a camera that looks at an object near the edge
+HAND_SIZE = 1.45  # the arm is near the camera
 APPROACH = 0.17  # share of an action in which the hand comes into view; the same share at the end to leave it
 
 
@@ -38,8 +39,9 @@ class Pose:
 
     state: ObjectState
     lift: float = 0.0  # 0 on the table, 1 right before the camera
-    hand: tuple[float, float] = (0.0, 0.0)  # fingertips
+    hand: tuple[float, float] = (0.0, 0.0)  # fingertips of the right hand
     hand_shape: str = "grip"
+    left_hand: tuple[float, float] | None = None  # where the other one holds on to the object
     cloth: tuple[float, float] | None = None
 
 
@@ -70,7 +72,7 @@ def _pick_up(noun, a, b, m, camera_y):
 
 def _slide(noun, a, b, m, camera_y):
     state = replace(a, x=_mix(a.x, b.x, m), y=_mix(a.y, b.y, m))
-    return Pose(state, hand=(state.x + 0.05, state.y + 0.08))
+    return Pose(state, hand=(state.x + 0.05, state.y + 0.04), hand_shape="flat")
 
 
 def _open(noun, a, b, m, camera_y):
@@ -79,7 +81,8 @@ def _open(noun, a, b, m, camera_y):
     size = NOUNS[noun].size * depth_scale(a.y)
     turn = math.radians(a.angle)
     gx, gy = gx * math.cos(turn) - gy * math.sin(turn), gx * math.sin(turn) + gy * math.cos(turn)
-    return Pose(state, hand=(state.x + gx * size, state.y + gy * size))
+    holding = (state.x - 0.42 * size, state.y + 0.3 * size)
+    return Pose(state, hand=(state.x + gx * size, state.y + gy * size), left_hand=holding)
 
 
 def _cover(noun, a, b, m, camera_y):
@@ -91,13 +94,22 @@ def _shake(noun, a, b, m, camera_y):
     # m is uniform in time here; a whole number of swings, so that backwards looks the same as forwards.
     envelope = smoothstep(min(m, 1 - m) * 6)
     swing = envelope * math.cos(2 * math.pi * 3 * (m - 0.5))
-    state = replace(a, x=a.x + 0.1 * swing, y=a.y - 0.1 * envelope, angle=a.angle + 22 * swing)
-    return Pose(state, lift=0.12 * envelope, hand=(state.x + 0.04, state.y + 0.1))
+    state = replace(a, x=a.x + 0.12 * swing, y=a.y - 0.14 * envelope, angle=a.angle + 26 * swing)
+    return Pose(state, lift=0.3 * envelope, hand=(state.x + 0.04, state.y + 0.06), hand_shape="fist")
 
 
 def _tap(noun, a, b, m, camera_y):
     height = abs(math.sin(math.pi * 3 * (m - 0.5)))
-    return Pose(a, hand=(a.x + 0.02, a.y + 0.02 + 0.2 * height), hand_shape="point")
+    return Pose(a, hand=(a.x + 0.02, a.y - 0.04 + 0.26 * height), hand_shape="point")
+
+
+# Fingertips of the thumb and of the fingers, from the middle of the hand's front edge, in hand sizes.
+HAND_SHAPES = {
+    "grip": ((-0.085, 0.05), ((-0.03, 0.02), (0.015, 0.015), (0.06, 0.035))),
+    "point": ((-0.05, 0.13), ((-0.02, 0.0), (0.03, 0.11), (0.06, 0.12))),
+    "flat": ((-0.17, 0.09), ((-0.1, 0.02), (-0.035, -0.01), (0.035, -0.01), (0.1, 0.03))),
+    "fist": ((-0.07, 0.1), ((-0.045, 0.1), (0.0, 0.095), (0.045, 0.1), (0.085, 0.11))),
+}
 
 
 @dataclass(frozen=True)
@@ -232,15 +244,15 @@ class SceneRenderer:
         return self._sprites[key]
 
     def _hand_sprite(self, shape: str, lean: float) -> tuple[Image.Image, tuple[float, float]]:
-        """The arm and hand, fingertips up, leaning `lean` degrees; and the fingertips' place in it, px."""
+        """The right arm and hand, fingertips up, leaning `lean` degrees; and the fingertips' place in it, px."""
         lean = 3 * round(lean / 3)
         key = ("hand", shape, lean)
-        width, length, tip = round(0.44 * self._unit), round(1.5 * self._unit), 0.02
+        px = self._unit * HAND_SIZE
+        width, length, tip = round(0.5 * px), round(1.3 * px), 0.02
         if key not in self._sprites:
             skin, sleeve = self._hand_colours
             base = Image.new("RGBA", (width, length))
             draw = ImageDraw.Draw(base)
-            px = self._unit
 
             def at(x, y):
                 return (x * px + width / 2, (y + tip) * px)
@@ -252,24 +264,19 @@ class SceneRenderer:
                     draw.ellipse([a - r, b - r, a + r, b + r], fill=colour)
 
             edge = shade(skin, 0.7)
-            draw.polygon([at(-0.045, 0.2), at(0.055, 0.2), at(0.11, 1.5), at(-0.09, 1.5)], fill=skin)
-            draw.polygon([at(-0.07, 0.34), at(0.08, 0.34), at(0.13, 1.5), at(-0.11, 1.5)], fill=sleeve)
+            draw.polygon([at(-0.045, 0.2), at(0.055, 0.2), at(0.11, 1.3), at(-0.09, 1.3)], fill=skin)
+            draw.polygon([at(-0.07, 0.34), at(0.08, 0.34), at(0.13, 1.3), at(-0.11, 1.3)], fill=sleeve)
             draw.line([at(-0.07, 0.345), at(0.08, 0.345)], fill=shade(sleeve, 1.3), width=round(0.02 * px))
-            if shape == "point":
-                finger(-0.02, 0.02, -0.015, 0.14, 0.042, skin)
-                fingers = [(0.02, 0.1), (0.055, 0.115)]
-            else:
-                finger(-0.085, 0.05, -0.04, 0.16, 0.042, skin)  # thumb
-                fingers = [(-0.03, 0.02), (0.015, 0.015), (0.06, 0.035)]
+            thumb, fingers = HAND_SHAPES[shape]
+            finger(*thumb, -0.04, 0.18, 0.042, skin)
             for x, y in fingers:
-                finger(x, y, 0.7 * x + 0.003, 0.16, 0.042, skin)
-                finger(x + 0.021, y + 0.02, 0.7 * x + 0.02, 0.12, 0.006, edge)
-            a, b = at(-0.07, 0.11), at(0.085, 0.25)
-            draw.rounded_rectangle([a, b], radius=0.05 * px, fill=skin)
+                finger(x, y, 0.4 * x + 0.006, 0.16, 0.042, skin)
+                finger(x + 0.021, y + 0.02, 0.4 * x + 0.024, 0.12, 0.006, edge)
+            draw.rounded_rectangle([at(-0.07, 0.11), at(0.085, 0.25)], radius=0.05 * px, fill=skin)
             self._sprites[key] = base.rotate(-lean, resample=Image.Resampling.BILINEAR, expand=True)
         sprite = self._sprites[key]
         turn = math.radians(lean)
-        dx, dy = 0.0, -length / 2 + tip * self._unit  # fingertips from the centre, before the lean
+        dx, dy = 0.0, -length / 2 + tip * px  # fingertips from the centre, before the lean
         tip_x, tip_y = dx * math.cos(turn) - dy * math.sin(turn), dx * math.sin(turn) + dy * math.cos(turn)
         return sprite, (sprite.width / 2 + tip_x, sprite.height / 2 + tip_y)
 
@@ -317,6 +324,17 @@ class SceneRenderer:
         if state.covered:
             self._paste(image, self._cloth_sprite(scale), state.x, state.y, ox, oy)
 
+    def _paint_hand(self, image, hand, shape, reach, ox, oy, left=False):
+        # The arms come from shoulders below the frame, right and left of the middle; `reach` 0 is out of view.
+        side = -1 if left else 1
+        hx, hy = side * (hand[0] - ox - 0.5), hand[1] - oy  # the left hand is the right one in a mirror
+        hx, hy = _mix(0.25, hx, reach), _mix(1.5, hy, reach)
+        lean = math.degrees(math.atan2(hx - 0.22, 1.75 - hy))
+        sprite, (tx, ty) = self._hand_sprite(shape, lean)
+        if left:
+            sprite, tx = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT), sprite.width - tx
+        image.paste(sprite, (round((0.5 + side * hx) * self._unit - tx), round(hy * self._unit - ty)), sprite)
+
     def _static(self, states: Sequence[ObjectState], moving: int | None) -> Image.Image:
         """The table with every object except the moving one, far ones first; only the latest is kept."""
         key = (tuple(states), moving)
@@ -346,12 +364,9 @@ class SceneRenderer:
             if pose.cloth is not None:
                 scale = depth_scale(min(pose.cloth[1], 1.1))
                 self._paste(image, self._cloth_sprite(scale), *pose.cloth, ox, oy)
-            # The arm comes from a shoulder below the frame, right of the middle.
-            hx, hy = pose.hand[0] - ox, pose.hand[1] - oy
-            hx, hy = _mix(0.75, hx, reach), _mix(1.5, hy, reach)
-            lean = math.degrees(math.atan2(hx - 0.72, 1.75 - hy))
-            sprite, (tx, ty) = self._hand_sprite(pose.hand_shape, lean)
-            image.paste(sprite, (round(hx * self._unit - tx), round(hy * self._unit - ty)), sprite)
+            self._paint_hand(image, pose.hand, pose.hand_shape, reach, ox, oy)
+            if pose.left_hand is not None:
+                self._paint_hand(image, pose.left_hand, "grip", reach, ox, oy, left=True)
         frame = np.asarray(image.reduce(SUPERSAMPLE), dtype=np.uint32)
         gain = (self._gain * np.float32(light)).astype(np.uint32)
         return np.minimum(frame * gain >> 8, 255).astype(np.uint8)
