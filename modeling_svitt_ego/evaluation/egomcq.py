@@ -1,26 +1,31 @@
-"""EgoMCQ by the dual encoder: every clip and every text is embedded once, then the five cosines decide."""
+"""EgoMCQ: every clip is decoded once and every text embedded once, then five scores per question decide."""
 
 import os
-from collections.abc import Callable
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..data.clips import EgoClipDataset
 from ..data.egomcq import EgoMCQClips, load_egomcq
 from ..data.layouts import VideoStore
-from .metrics import egomcq_accuracy
+from .bootstrap import INTERVAL_RULE
+from .egomcq_metrics import TIE_RULE, egomcq_accuracy, egomcq_intervals
+from .encoding import Encoder, describe_crop, describe_failures, describe_window, one_thread, wrong_order
+from .report import EvaluationReport
 
 CHANCE = 20.0  # per cent: one of five
+# Published tables mix these; here each is a mode by name.
+SCORING_RULES = {
+    "dual": "cosine of the two towers' embeddings",
+    "fusion": "log odds of a match from the matching head, for each of the five clips with the question",
+    # EgoVLPv2 (arXiv:2307.05463) adds the same two.
+    "ensemble": "cosine of the two towers' embeddings plus the matching head's probability of a match",
+}
 
 
 class EgoMCQEvaluator:
     """
-    Scores a model on EgoMCQ: `evaluator(model)` → metrics.
+    Scores a model on EgoMCQ: `evaluator(model)` → metrics, `evaluator.report(model)` → [`EvaluationReport`].
 
     Args:
         json_path: `egomcq.json`.
@@ -30,6 +35,11 @@ class EgoMCQEvaluator:
         batch_size (`int`): clips embedded at once.
         num_workers (`int`): processes that decode clips.
         accelerator (`Accelerator`, *optional*): shards the clips over its processes; each is counted once.
+        scoring (`str`): `"dual"`, `"fusion"` or `"ensemble"`, see `SCORING_RULES`. All but the first need a model with
+            `match`, as [`SViTTEgoForVideoTextRetrieval`].
+        on_error (`str`): `"raise"` at a clip that cannot be read, or `"wrong"`: its questions count as wrong.
+        cache (`str`, *optional*): folder for embeddings, see [`Encoder`].
+        layout (`str`, *optional*): of the videos; found by looking otherwise.
     """
 
     primary_metric = "intra"
@@ -43,16 +53,29 @@ class EgoMCQEvaluator:
         batch_size: int = 32,
         num_workers: int = 0,
         accelerator: Accelerator | None = None,
+        scoring: str = "dual",
+        on_error: str = "raise",
+        cache: str | os.PathLike | None = None,
+        layout: str | None = None,
     ):
+        if scoring not in SCORING_RULES:
+            raise ValueError(f"scoring ({scoring!r}) must be one of {', '.join(SCORING_RULES)}.")
         self.questions = EgoMCQClips(load_egomcq(json_path))
         self.processor = processor
         self.num_frames = num_frames
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.accelerator = accelerator
+        self.scoring = scoring
+        self.encoder = Encoder(processor, batch_size, num_workers, accelerator, on_error, cache)
         self.dataset = EgoClipDataset(
-            self.questions.clips, VideoStore(video_root), num_frames=num_frames, sampling="middle"
+            self.questions.clips, VideoStore(video_root, layout), num_frames=num_frames, sampling="middle"
         )
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        return self.encoder.accelerator
+
+    @accelerator.setter
+    def accelerator(self, accelerator: Accelerator | None) -> None:
+        self.encoder.accelerator = accelerator
 
     def __call__(self, model, shuffle_frames: bool = False, desc: str = "EgoMCQ") -> dict:
         """
@@ -62,78 +85,79 @@ class EgoMCQEvaluator:
                 is lost is what the model owes to time.
 
         Returns:
-            The metrics of [`egomcq_accuracy`], `num_frames` and `scoring` ("dual": cosine of the two towers).
+            The metrics of [`egomcq_accuracy`], `num_frames` and `scoring`.
         """
+        scores, _ = self.scores(model, shuffle_frames, desc)
+        metrics = egomcq_accuracy(scores, self.questions.answers, self.questions.is_intra)
+        return metrics | {"num_frames": self.num_frames, "scoring": self.scoring}
+
+    def scores(self, model, shuffle_frames: bool = False, desc: str = "EgoMCQ") -> tuple[np.ndarray, list[dict]]:
+        """
+        Returns:
+            `np.ndarray` of shape `(num_questions, 5)`, and the clips that could not be read. A question with such a
+            clip has -inf throughout, which counts as wrong.
+        """
+        if self.scoring != "dual" and not hasattr(model, "match"):
+            raise ValueError(
+                f"scoring={self.scoring!r} needs a model with a matching head, such as SViTTEgoForVideoTextRetrieval; "
+                f"{type(model).__name__} has none."
+            )
+        questions, encoder = self.questions, self.encoder
+        pairs = None
+        if self.scoring != "dual":
+            pairs = np.stack(
+                [questions.choices, np.broadcast_to(questions.text_of[:, None], questions.choices.shape)], -1
+            )
+            pairs, pair_of = np.unique(pairs.reshape(-1, 2), axis=0, return_inverse=True)
+            pair_of = pair_of.reshape(questions.choices.shape)
         was_training = model.training
         model.eval()
         try:
-            with torch.no_grad():
-                clips = self.embed_clips(model, shuffle_frames, desc)
-                texts = self.embed_texts(model)
+            clips = encoder.clips(
+                model,
+                self.dataset,
+                shuffle_frames=shuffle_frames,
+                texts=questions.texts,
+                pairs=pairs,
+                desc=desc,
+            )
+            if self.scoring != "fusion":
+                texts = encoder.texts(model, questions.texts)
         finally:
             model.train(was_training)
+        scores = np.zeros(questions.choices.shape)
+        if self.scoring != "fusion":
+            scores += np.einsum("qd,qcd->qc", texts[questions.text_of], clips.embeds[questions.choices])
+        if self.scoring == "fusion":
+            scores += clips.match_logits[pair_of]
+        elif self.scoring == "ensemble":
+            scores += 1 / (1 + np.exp(-clips.match_logits[pair_of].astype(np.float64)))
+        scores[clips.failed[questions.choices].any(axis=1)] = -np.inf
+        return scores, clips.failures
+
+    def report(self, model, shuffle_frames: bool = False, dataset: str | None = None) -> EvaluationReport:
+        """The whole record, without its origin (see [`EvaluationReport.with_origin`])."""
+        scores, failures = self.scores(model, shuffle_frames)
         questions = self.questions
-        scores = np.einsum("qd,qcd->qc", texts[questions.text_of], clips[questions.choices])
-        metrics = egomcq_accuracy(scores, questions.answers, questions.is_intra)
-        return metrics | {"num_frames": self.num_frames, "scoring": "dual"}
-
-    def embed_clips(self, model, shuffle_frames: bool, desc: str) -> np.ndarray:
-        """Normalised embeddings `(num_clips, projection_dim)` of the unique clips."""
-        loader = DataLoader(
-            self.dataset,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=_Collate(self.processor, shuffle_frames),
-            worker_init_fn=one_thread if self.num_workers else None,
+        videos = np.array(self.dataset.table["video_uid"])
+        right = videos[questions.choices[np.arange(len(questions)), questions.answers]]
+        return EvaluationReport.of_numbers(
+            "egomcq",
+            egomcq_accuracy(scores, questions.answers, questions.is_intra),
+            ["inter", "intra"],
+            egomcq_intervals(scores, questions.answers, questions.is_intra, right),
+            interval_rule=INTERVAL_RULE.format(clusters="videos of the right clips"),
+            num_items=len(questions),
+            num_frames=self.num_frames,
+            scoring_mode=self.scoring,
+            scoring_rule=SCORING_RULES[self.scoring],
+            crop=describe_crop(self.processor),
+            window_rule=describe_window(self.num_frames),
+            tie_rule=TIE_RULE,
+            failures=describe_failures(failures, int(np.isneginf(scores).all(axis=1).sum()), self.encoder.on_error),
+            dataset=dataset,
+            condition="frames shuffled" if shuffle_frames else None,
         )
-        accelerator = self.accelerator
-        if accelerator is not None:
-            loader = accelerator.prepare(loader)
-        device = next(model.parameters()).device
-        rows = []
-        hidden = accelerator is not None and not accelerator.is_main_process
-        for batch in tqdm(loader, desc=desc, unit="batch", disable=hidden):
-            features = model.get_video_features(batch.to(device)).pooler_output
-            features = F.normalize(features.float(), dim=-1)
-            if accelerator is not None:
-                features = accelerator.gather_for_metrics(features)
-            rows.append(features.cpu())
-        return torch.cat(rows).numpy()
-
-    def embed_texts(self, model) -> np.ndarray:
-        """Normalised embeddings `(num_texts, projection_dim)` of the unique questions."""
-        device = next(model.parameters()).device
-        rows = []
-        for first in range(0, len(self.questions.texts), 256):
-            batch = self.processor(text=self.questions.texts[first : first + 256], return_tensors="pt").to(device)
-            features = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
-            rows.append(F.normalize(features.float(), dim=-1).cpu())
-        return torch.cat(rows).numpy()
 
 
-class _Collate:
-    """Examples → pixel values `(batch_size, num_frames, channels, height, width)`."""
-
-    def __init__(self, processor: Callable, shuffle_frames: bool):
-        self.processor = processor
-        self.shuffle_frames = shuffle_frames
-
-    def __call__(self, examples: list[dict]) -> torch.Tensor:
-        videos = [example["video"] for example in examples]
-        if self.shuffle_frames:
-            videos = [video[wrong_order(len(video), example["index"])] for video, example in zip(videos, examples)]
-        return self.processor(videos=videos, return_tensors="pt", do_sample_frames=False)["pixel_values_videos"]
-
-
-def wrong_order(num_frames: int, seed: int) -> np.ndarray:
-    """A permutation of the frames that is not the identity (with one frame there is none)."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(num_frames)
-    while num_frames > 1 and (order == np.arange(num_frames)).all():
-        order = rng.permutation(num_frames)
-    return order
-
-
-def one_thread(worker: int) -> None:
-    """A worker per core: more threads in each would fight for the cores."""
-    torch.set_num_threads(1)
+__all__ = ["CHANCE", "EgoMCQEvaluator", "SCORING_RULES", "one_thread", "wrong_order"]

@@ -1,0 +1,351 @@
+"""Clips and texts to vectors, each once: sharded over processes, cached on disk, failures counted.
+
+A clip is decoded once, whatever it is used for: its embedding, and the matching logits of the texts it is paired with.
+Clips are divided into one contiguous run per process (neighbours share files); a run is neither padded nor repeated,
+so every item counts once under any division.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from ..clip_reading import ClipReadError
+from ..data.clips import EgoClipDataset
+from ..fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
+from .vector_cache import VectorCache
+
+ON_ERROR = ("raise", "wrong")
+WRITE_EVERY = 20  # batches between two files of the cache: what a stopped run loses
+
+
+@dataclass(frozen=True)
+class EncodedClips:
+    """
+    Args:
+        embeds (`np.ndarray` of shape `(num_clips, projection_dim)`): normalised; nan for a clip that failed.
+        match_logits (`np.ndarray` of shape `(num_pairs,)`, *optional*): log odds of a match; nan if the clip failed.
+        failures (`list[dict]`): row, video_uid, start, end (seconds), path and reason of each clip that failed.
+    """
+
+    embeds: np.ndarray
+    match_logits: np.ndarray | None
+    failures: list[dict]
+
+    @property
+    def failed(self) -> np.ndarray:
+        """`(num_clips,)`, bool."""
+        return np.isnan(self.embeds).any(axis=1)
+
+
+class Encoder:
+    """
+    Args:
+        processor ([`SViTTEgoProcessor`]): of the model.
+        batch_size (`int`): clips embedded at once.
+        num_workers (`int`): processes that decode clips.
+        accelerator (`Accelerator`, *optional*): divides the work over its processes; all get the whole result.
+        on_error (`str`): `"raise"` at a clip that cannot be read, or `"wrong"`: go on, and what needs the clip counts
+            as wrong. Never a black frame, never a smaller denominator.
+        cache (`str`, *optional*): folder for vectors by (weights, clip, transform).
+    """
+
+    def __init__(
+        self,
+        processor,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        accelerator: Accelerator | None = None,
+        on_error: str = "raise",
+        cache: str | os.PathLike | None = None,
+    ):
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error ({on_error!r}) must be one of {ON_ERROR}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
+        self.processor = processor
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.accelerator = accelerator
+        self.on_error = on_error
+        self.cache = cache
+
+    @torch.no_grad()
+    def clips(
+        self,
+        model,
+        clips: EgoClipDataset,
+        *,
+        shuffle_frames: bool = False,
+        texts: Sequence[str] = (),
+        pairs: np.ndarray | None = None,
+        head: bool = False,
+        desc: str = "clips",
+    ) -> EncodedClips:
+        """
+        Args:
+            model: with `get_video_features`; for `pairs` also `text_model` and `match`. In evaluation mode.
+            head (`bool`): take the classifier's logits, as they are, in the place of the embeddings.
+            clips ([`EgoClipDataset`]): with `on_error="raise"`, so that no clip takes another's place.
+            shuffle_frames (`bool`): put the frames of each clip into a wrong order, seeded.
+            texts, pairs (`np.ndarray` of shape `(num_pairs, 2)`): rows of `clips` and of `texts` to match.
+        """
+        if clips.on_error != "raise":
+            raise ValueError(
+                f"Evaluation needs clips with on_error='raise', not {clips.on_error!r}: it would be another clip."
+            )
+        keys = self._clip_keys(clips)
+        made_by = self._made_by(
+            model,
+            kind="clip logits" if head else "clip embedding",
+            transform=video_fingerprint(self.processor),
+            frames=f"{clips.num_frames} {clips.sampling}{', shuffled' if shuffle_frames else ''}",
+        )
+        embeds = VectorCache(self.cache, made_by)
+        pairs = np.empty((0, 2), dtype=np.int64) if pairs is None else np.asarray(pairs)
+        matches = VectorCache(
+            self.cache if len(pairs) else None,
+            made_by | {"kind": "matching logit", "text": text_fingerprint(self.processor) if len(pairs) else ""},
+        )
+        pair_keys = [f"{keys[clip]}\n{texts[text]}" for clip, text in pairs]
+        pairs_of: dict[int, list[int]] = {}
+        for number, (clip, _) in enumerate(pairs):
+            if pair_keys[number] not in matches:
+                pairs_of.setdefault(int(clip), []).append(number)
+        missing = [row for row in range(len(clips)) if keys[row] not in embeds or row in pairs_of]
+        failures: list[dict] = []
+
+        def compute(rows: np.ndarray) -> None:
+            loader = DataLoader(
+                _Rows(clips, rows, self.on_error),
+                batch_size=self.batch_size,
+                num_workers=self.num_workers,
+                collate_fn=_Collate(self.processor, shuffle_frames),
+                worker_init_fn=one_thread if self.num_workers else None,
+            )
+            parameter = next(model.parameters())
+            progress = tqdm(loader, desc=desc, unit="batch", disable=self._hidden or not len(rows))
+            for number, (read, pixels, failed) in enumerate(progress):
+                failures.extend(failed)
+                if not read:
+                    continue
+                pixels = pixels.to(parameter.device, parameter.dtype)
+                if head:
+                    embeds.add(
+                        [keys[row] for row in read], model(pixels, return_dict=True).logits.float().cpu().numpy()
+                    )
+                else:
+                    outputs = model.get_video_features(pixels, return_dict=True)
+                    embeds.add([keys[row] for row in read], _unit(outputs.pooler_output))
+                wanted = [(i, p) for i, row in enumerate(read) for p in pairs_of.get(row, ())]
+                for first in range(0, len(wanted), self.batch_size):
+                    chunk = wanted[first : first + self.batch_size]
+                    states = outputs.last_hidden_state[[i for i, _ in chunk]]
+                    logits = self._match(model, [texts[pairs[p, 1]] for _, p in chunk], states)
+                    matches.add([pair_keys[p] for _, p in chunk], logits[:, None])
+                if number % WRITE_EVERY == WRITE_EVERY - 1:
+                    embeds.write()
+                    matches.write()
+
+        failures = self._divide(missing, compute, [embeds, matches], failures)
+        bad = {failure["row"] for failure in failures}
+        rows = _stack(embeds, [None if row in bad else key for row, key in enumerate(keys)])
+        if not len(pairs):
+            return EncodedClips(rows, None, failures)
+        logits = _stack(matches, [None if clip in bad else key for (clip, _), key in zip(pairs, pair_keys)])[:, 0]
+        return EncodedClips(rows, logits, failures)
+
+    @torch.no_grad()
+    def texts(self, model, texts: Sequence[str], desc: str = "texts") -> np.ndarray:
+        """Normalised embeddings `(num_texts, projection_dim)`; of equal texts one is computed."""
+        made_by = self._made_by(model, kind="text embedding", text=text_fingerprint(self.processor))
+        embeds = VectorCache(self.cache, made_by)
+        missing = [text for text in dict.fromkeys(texts) if text not in embeds]
+
+        def compute(mine) -> None:
+            device = next(model.parameters()).device
+            for first in tqdm(
+                range(0, len(mine), 256), desc=desc, unit="batch", disable=self._hidden or len(mine) < 2560
+            ):
+                chunk = list(mine[first : first + 256])
+                inputs = self.processor(text=chunk, return_tensors="pt").to(device)
+                outputs = model.get_text_features(inputs["input_ids"], inputs["attention_mask"], return_dict=True)
+                embeds.add(chunk, _unit(outputs.pooler_output))
+
+        self._divide(missing, compute, [embeds], [])
+        return _stack(embeds, texts)
+
+    def _match(self, model, texts: list[str], video_states: torch.Tensor) -> np.ndarray:
+        """Log odds `(pairs,)` that text i describes clip i."""
+        inputs = self.processor(text=texts, return_tensors="pt").to(video_states.device)
+        mask = inputs["attention_mask"]
+        text_states = model.text_model(inputs["input_ids"], attention_mask=mask, return_dict=True).last_hidden_state
+        logits = model.match(text_states, mask, video_states).float()
+        return (logits[:, 1] - logits[:, 0]).cpu().numpy()
+
+    def _divide(self, missing: list, compute: Callable, caches: list[VectorCache], failures: list[dict]) -> list[dict]:
+        """Run `compute` on this process's part of `missing`; then every process has what all computed."""
+        accelerator = self.accelerator
+        if accelerator is None or accelerator.num_processes == 1:
+            compute(missing)
+            for cache in caches:
+                cache.write()
+            return failures
+        bounds = np.linspace(0, len(missing), accelerator.num_processes + 1).round().astype(int)
+        rank = accelerator.process_index
+        known = [set(cache.keys()) for cache in caches]
+        compute(missing[bounds[rank] : bounds[rank + 1]])
+        own = []
+        for cache, before in zip(caches, known):
+            cache.write()
+            new = [key for key in cache.keys() if key not in before]
+            own.append((new, _stack(cache, new) if new else None))
+        everyone = gather_object([(own, failures)])
+        for other, (parts, _) in enumerate(everyone):
+            for cache, (new, rows) in zip(caches, parts):
+                if new and other != rank:
+                    cache.merge(new, rows)
+        return [failure for _, found in everyone for failure in found]
+
+    @property
+    def _hidden(self) -> bool:
+        return self.accelerator is not None and not self.accelerator.is_main_process
+
+    def _made_by(self, model, **rest: str) -> dict[str, str]:
+        from .. import __version__
+
+        if self.cache is None:  # a fingerprint reads all weights
+            return {}
+        return {"weights": model_fingerprint(model), "package": __version__, **rest}
+
+    def _clip_keys(self, clips: EgoClipDataset) -> list[str]:
+        """Video, window, and size and time of the file that the window starts in: a replaced video is another clip."""
+        if self.cache is None:
+            return [str(row) for row in range(len(clips))]
+        columns = (clips.table[name] for name in ("video_uid", "clip_start", "clip_end"))
+        stamps: dict[str, str] = {}
+        keys = []
+        for uid, start, end in zip(*columns):
+            path = str(clips.store.path(uid, start))
+            if path not in stamps:
+                stat = os.stat(path) if os.path.isfile(path) else None
+                stamps[path] = f"{path} {stat.st_size} {stat.st_mtime_ns}" if stat else path
+            keys.append(f"{uid} {start!r} {end!r} {stamps[path]}")
+        return keys
+
+
+class _Rows(Dataset):
+    """Some rows of the clips; an unreadable one gives its failure instead of frames."""
+
+    def __init__(self, clips: EgoClipDataset, rows: Sequence[int], on_error: str):
+        self.clips, self.rows, self.on_error = clips, [int(row) for row in rows], on_error
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, dict | None]:
+        row = self.rows[index]
+        try:
+            return row, self.clips[row]["video"], None
+        except (ClipReadError, OSError) as error:
+            if self.on_error == "raise":
+                raise
+            place = self.clips.table[row]
+            uid, start, end = (place[name] for name in ("video_uid", "clip_start", "clip_end"))
+            failure = {"row": row, "video_uid": uid, "start": start, "end": end}
+            return row, None, failure | {"path": str(self.clips.store.path(uid, start)), "reason": str(error)}
+
+
+class _Collate:
+    """Rows → (rows read, pixel values `(rows read, num_frames, channels, height, width)` or None, failures)."""
+
+    def __init__(self, processor: Callable, shuffle_frames: bool):
+        self.processor = processor
+        self.shuffle_frames = shuffle_frames
+
+    def __call__(self, examples: list[tuple]) -> tuple[list[int], torch.Tensor | None, list[dict]]:
+        read = [(row, video) for row, video, failure in examples if failure is None]
+        failures = [failure for _, _, failure in examples if failure is not None]
+        if not read:
+            return [], None, failures
+        videos = [video[wrong_order(len(video), row)] if self.shuffle_frames else video for row, video in read]
+        pixels = self.processor(
+            videos=videos,
+            return_tensors="pt",
+            do_sample_frames=False,
+            do_random_resized_crop=False,
+            do_random_flip=False,
+        )["pixel_values_videos"]
+        return [row for row, _ in read], pixels, failures
+
+
+def wrong_order(num_frames: int, seed: int) -> np.ndarray:
+    """A permutation of the frames that is not the identity (with one frame there is none)."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(num_frames)
+    while num_frames > 1 and (order == np.arange(num_frames)).all():
+        order = rng.permutation(num_frames)
+    return order
+
+
+def one_thread(worker: int) -> None:
+    """A worker per core: more threads in each would fight for the cores."""
+    torch.set_num_threads(1)
+
+
+def describe_failures(failures: list[dict], num_items_affected: int, on_error: str) -> dict:
+    """What a report says of clips that could not be read."""
+    policy = (
+        "an unreadable clip ends the run" if on_error == "raise" else "what needs an unreadable clip counts as wrong"
+    )
+    return {
+        "policy": policy,
+        "num_failed": len(failures),
+        "num_items_affected": num_items_affected,
+        "first": failures[:20],
+    }
+
+
+def describe_crop(processor) -> str:
+    """What becomes of a frame, in words."""
+    video = getattr(processor, "video_processor", processor)
+    steps = []
+    if video.do_resize:
+        size = dict(video.size)
+        if "height" in size:
+            steps.append(f"resized to {size['height']} x {size['width']}, aspect ratio not kept")
+        else:
+            steps.append(f"resized to {', '.join(f'{name} {value}' for name, value in size.items())}")
+        steps[-1] += "" if video.antialias else ", without antialiasing"
+    if getattr(video, "do_center_crop", None):
+        crop = dict(video.crop_size)
+        steps.append(f"centre crop of {crop['height']} x {crop['width']}")
+    return "; ".join(steps) or "frames as they are"
+
+
+def describe_window(num_frames: int) -> str:
+    """The rule of [`EgoClipDataset`] with `sampling="middle"`, in words."""
+    return (
+        "start to end of the annotation in seconds, clamped to the video; the middle frame of each of "
+        f"{num_frames} equal segments"
+    )
+
+
+def _unit(features: torch.Tensor) -> np.ndarray:
+    return F.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+def _stack(cache: VectorCache, keys: Sequence[str | None]) -> np.ndarray:
+    """`(len(keys), dim)`; a row of nan where the key is None."""
+    known = next((cache[key] for key in keys if key is not None), None)
+    if known is None:
+        raise ValueError(f"None of the {len(keys)} clips could be read.")
+    empty = np.full_like(known, np.nan)
+    return np.stack([empty if key is None else cache[key] for key in keys])

@@ -1,0 +1,83 @@
+"""Vectors by key, kept on disk: an evaluation that was stopped goes on, and a second one decodes nothing again."""
+
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+class VectorCache:
+    """
+    Float32 vectors by text key, in memory and, with a folder, on disk.
+
+    Several processes may write to one folder: each writes files of its own, whole or not at all.
+
+    Args:
+        folder (`str`, *optional*): where caches live; this one takes a sub-folder named after `made_by`.
+        made_by (`dict[str, str]`): everything that the vectors depend on beside their key, such as the fingerprints of
+            the weights and of the transform.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None, made_by: dict[str, str]):
+        self._rows: dict[str, np.ndarray] = {}
+        self._unwritten: list[str] = []
+        self.folder = None
+        if folder is None:
+            return
+        text = json.dumps(made_by, sort_keys=True)
+        self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # For people who look into the folder; the name alone decides.
+        (self.folder / "made_by.json").write_text(
+            json.dumps(made_by, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
+        for path in sorted(self.folder.glob("*.npz")):
+            try:
+                with np.load(path, allow_pickle=False) as part:
+                    self._rows.update(zip(part["keys"].tolist(), part["rows"]))
+            except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{path} is damaged ({error}); delete it to compute its vectors again.") from error
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._rows[key]
+
+    def keys(self) -> list[str]:
+        return list(self._rows)
+
+    def merge(self, keys: Sequence[str], rows: np.ndarray) -> None:
+        """Take over what another process has computed and written."""
+        self._rows.update(zip(keys, rows))
+
+    def add(self, keys: Sequence[str], rows: np.ndarray) -> None:
+        """Keep `rows` `(len(keys), dim)`; they reach the disk with `write`."""
+        rows = np.asarray(rows, dtype=np.float32)
+        if rows.ndim != 2 or len(rows) != len(keys):
+            raise ValueError(f"{len(keys)} keys do not belong to vectors of shape {rows.shape}.")
+        if not np.isfinite(rows).all():
+            bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+            raise ValueError(f"The model's output for {keys[bad]!r} is not finite.")
+        self._rows.update(zip(keys, rows))
+        self._unwritten += keys
+
+    def write(self) -> None:
+        """What is new since the last time, as one more file."""
+        if self.folder is None or not self._unwritten:
+            return
+        rows = np.stack([self._rows[key] for key in self._unwritten])
+        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, keys=np.array(self._unwritten), rows=rows)
+        os.replace(temporary, self.folder / f"{uuid.uuid4().hex}.npz")
+        self._unwritten = []
