@@ -18,13 +18,14 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .block_attention import dense_attention, edge_attention
 from .configuration_svitt_ego import SViTTEgoVisionConfig, num_kept_tokens
+from .flex_blocks import flex_edge_attention
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
 from .resampling import resample_relative_position_bias
 from .sparsity import (
     RelativePositions,
     cls_row,
-    edge_attention,
     edge_attention_reference,
     hash_keys,
     local_blocks,
@@ -152,7 +153,7 @@ class VisionAttention(nn.Module):
         """Context (B, N, C), the whole attention (B, H, N, N) if eager, the [CLS] row (B, H, N) if needed."""
         shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.head_dim)
         q, k, v = (
-            projection(hidden_states).view(shape).transpose(1, 2).contiguous()
+            projection(hidden_states).view(shape).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         config = self.config
@@ -162,14 +163,16 @@ class VisionAttention(nn.Module):
         positions = RelativePositions.from_token_ids(token_ids, (num_frames, self.grid_size, self.grid_size))
 
         attention = cls_attention = None
-        if block_ids is None:
-            context, attention = self.dense(q, k, v, table, positions)
+        implementation = config._attn_implementation
+        arguments = (q, k, v, table, positions, block_ids, config.block_size, config.released_attention)
+        if implementation == "flex_attention":
+            context, cls_attention = flex_edge_attention(*arguments)
+        elif block_ids is None:
+            context, attention, cls_attention = self.dense(q, k, v, table, positions)
+        elif implementation == "eager":
+            context, attention = edge_attention_reference(*arguments)
         else:
-            arguments = (q, k, v, table, positions, block_ids, config.block_size, config.released_attention)
-            if config._attn_implementation == "eager":
-                context, attention = edge_attention_reference(*arguments)
-            else:
-                context, cls_attention = edge_attention(*arguments)
+            context, cls_attention = edge_attention(*arguments)
         if need_cls_attention and cls_attention is None:
             # Not attention[:, :, 0], rounded in half precision: every implementation ranks by the same numbers.
             with torch.no_grad():  # a ranking: no gradient flows through which tokens are kept
@@ -177,12 +180,16 @@ class VisionAttention(nn.Module):
         context = context.transpose(1, 2).reshape(hidden_states.shape)
         return self.o_proj(context), attention, cls_attention
 
-    def dense(self, q, k, v, table, positions: RelativePositions) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """All pairs, by the library's attention functions with the bias as mask."""
+    def dense(self, q, k, v, table, positions: RelativePositions):
+        """All pairs: the context, the attention if eager, the [CLS] row if it comes with them."""
+        if self.config._attn_implementation == "sdpa" and torch.is_grad_enabled():
+            # A bias that needs a gradient makes the library's function keep (B, H, N, N) for the backward.
+            context, cls_attention = dense_attention(q, k, v, table, positions)
+            return context, None, cls_attention
         bias = positions.dense_bias(table).to(q.dtype)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         context, attention = attend(self, q, k, v, bias, scaling=self.scaling, dropout=0.0, is_causal=False)
-        return context.transpose(1, 2), attention
+        return context.transpose(1, 2), attention, None
 
 
 def eager_attention(module, q, k, v, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):

@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
-from modeling_svitt_ego import sparsity
+from modeling_svitt_ego import block_attention, flex_blocks
+from modeling_svitt_ego.block_attention import dense_attention, edge_attention
+from modeling_svitt_ego.flex_blocks import flex_edge_attention
+from modeling_svitt_ego.memory import SavedBytes
 from modeling_svitt_ego.sparsity import (
     RelativePositions,
     cls_row,
-    edge_attention,
     edge_attention_reference,
     hash_keys,
     local_blocks,
@@ -80,22 +83,134 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("attend_padding", [False, True], ids=["masked", "released"])
-@pytest.mark.parametrize("case", [c.values for c in CASES], ids=[c.id for c in CASES])
-def test_output_and_every_gradient_equal_a_float64_oracle(case, attend_padding):
-    """Catches a wrong edge, bias row, padding rule or gradient in either implementation."""
+@pytest.fixture
+def flex_with_gradients(monkeypatch):
+    """
+    FlexAttention in plain operations. It refuses gradients on a CPU because its compiled kernels lack them; the plain
+    form has them, so that what this package hands to it (score_mod, mask, layout) can be checked without a GPU.
+    """
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *args: None)
+    monkeypatch.setattr(flex_blocks, "_refuse_cpu", lambda device: None)
+    monkeypatch.setattr(flex_blocks, "compiled_flex_attention", lambda: flex_attention)
+
+
+def assert_equals_the_oracle(implementation, case, attend_padding):
     batch, window, kept, size, num_local, num_random, per_sample = case
     inputs = make_inputs(batch, window, kept, size, num_local, num_random, per_sample)
     leaves = inputs[:4]
     weight = torch.randn(inputs[0].shape, dtype=torch.float64)
     expected = oracle(*inputs, attend_padding)
     expected_grads = torch.autograd.grad((expected * weight).sum(), leaves)
-    for implementation in (edge_attention_reference, edge_attention):
-        out, _ = implementation(*inputs, attend_padding)
-        torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
-        grads = torch.autograd.grad((out * weight).sum(), leaves)
-        for name, grad, target in zip(("q", "k", "v", "table"), grads, expected_grads):
-            torch.testing.assert_close(grad, target, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"grad {n}: {m}")
+    out, _ = implementation(*inputs, attend_padding)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    grads = torch.autograd.grad((out * weight).sum(), leaves)
+    for name, grad, target in zip(("q", "k", "v", "table"), grads, expected_grads):
+        torch.testing.assert_close(grad, target, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"grad {n}: {m}")
+
+
+@pytest.mark.parametrize("attend_padding", [False, True], ids=["masked", "released"])
+@pytest.mark.parametrize("case", [c.values for c in CASES], ids=[c.id for c in CASES])
+@pytest.mark.parametrize("implementation", [edge_attention_reference, edge_attention], ids=["reference", "blocks"])
+def test_output_and_every_gradient_equal_a_float64_oracle(implementation, case, attend_padding):
+    """Catches a wrong edge, bias row, padding rule or gradient in either implementation."""
+    assert_equals_the_oracle(implementation, case, attend_padding)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("attend_padding", [False, True], ids=["masked", "released"])
+@pytest.mark.parametrize("case", [CASES[1].values], ids=[CASES[1].id])
+def test_flex_output_and_every_gradient_equal_a_float64_oracle(case, attend_padding, flex_with_gradients):
+    """Catches a wrong slot, bias row, block or [CLS] weight in what is handed to FlexAttention."""
+    assert_equals_the_oracle(flex_edge_attention, case, attend_padding)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("per_sample", [False, True], ids=["shared-ids", "ids-per-sample"])
+def test_dense_output_and_every_gradient_equal_the_reference(per_sample, flex_with_gradients, monkeypatch):
+    """Catches a query chunk lost or a bias misplaced where every pair is computed, at 29 tokens in chunks of 16."""
+    q, k, v, table, positions, _, _ = make_inputs(2, (2, 3, 5), 29, 6, 1, 2, per_sample)
+    weight = torch.randn(q.shape, dtype=torch.float64)
+    one_block = torch.zeros(1, 1, dtype=torch.int64)
+    expected, attention = edge_attention_reference(q, k, v, table, positions, one_block, 29)
+    expected_grads = torch.autograd.grad((expected * weight).sum(), (q, k, v, table))
+    monkeypatch.setattr(block_attention, "CPU_CHUNK_ELEMENTS", 1)
+    for out, cls_attention in (
+        dense_attention(q, k, v, table, positions),
+        flex_edge_attention(q, k, v, table, positions, None),
+    ):
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(cls_attention, attention[:, :, 0])
+        for grad, target in zip(torch.autograd.grad((out * weight).sum(), (q, k, v, table)), expected_grads):
+            torch.testing.assert_close(grad, target)
+
+
+def test_a_pattern_without_blocks_leaves_cls_alone():
+    """Catches a maximum over no key: num_local_blocks = num_random_blocks = 0 is a valid configuration."""
+    q, k, v, table, positions, ids, size = make_inputs(2, (2, 3, 4), 24, 6, 0, 0)
+    assert ids.shape == (4, 0)
+    out, _ = edge_attention(q, k, v, table, positions, ids, size)
+    torch.testing.assert_close(out, edge_attention_reference(q, k, v, table, positions, ids, size)[0])
+    torch.testing.assert_close(out[:, :, 1:], v[:, :, :1].expand(-1, -1, 24, -1))
+    assert all(g.isfinite().all() for g in torch.autograd.grad(out.square().sum(), (q, k, v, table)))
+
+
+def test_only_one_copy_of_each_input_is_kept_for_the_backward():
+    """Catches gathered keys, an N x N index or a bias kept: beyond q, k, v and output only rows of one number are."""
+    for per_sample in (False, True):
+        q, k, v, table, positions, ids, size = make_inputs(2, (4, 14, 14), 549, 56, 1, 3, per_sample)
+        with SavedBytes() as saved:
+            out, _ = edge_attention(q, k, v, table, positions, ids, size)
+        inputs = sum(x.untyped_storage().nbytes() for x in (q, k, v, table))
+        per_query = 2 * 3 * 560 * 8 + 2 * 549 * 8 + 2 * 3 * 8  # logsumexp with padding, codes, [CLS]'s logsumexp
+        assert inputs < saved.total <= inputs + out.numel() * 8 + per_query + ids.numel() * 8
+
+
+def test_flex_attention_without_a_gpu_says_what_to_use():
+    """Catches an error from deep inside the library, which does not name the way out."""
+    inputs = make_inputs(1, (2, 3, 4), 24, 6, 1, 2, dtype=torch.float32)
+    with pytest.raises(NotImplementedError, match="attn_implementation='sdpa'"):
+        flex_edge_attention(*inputs)
+
+
+def test_a_new_pattern_makes_no_new_flex_kernel(monkeypatch):
+    """Catches a BlockMask whose shape or code depends on the pattern. Counts graphs, compiles no kernel."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(flex_attention, dynamic=False, backend="eager")
+    monkeypatch.setattr(flex_blocks, "_refuse_cpu", lambda device: None)
+    monkeypatch.setattr(flex_blocks, "compiled_flex_attention", lambda: compiled)
+    outputs = []
+    with torch.no_grad():
+        for seed in range(3):
+            q, k, v, table, positions, ids, size = make_inputs(2, (2, 3, 4), 24, 4, 1, 2, dtype=torch.float32)
+            ids = torch.cat([local_blocks(6, 1), random_blocks(torch.tensor(seed), 0, 6, 1, 2)], dim=1)
+            out, _ = flex_edge_attention(q, k, v, table, positions, ids, size)
+            torch.testing.assert_close(out, edge_attention_reference(q, k, v, table, positions, ids, size)[0])
+            outputs.append(out)
+    assert not torch.equal(outputs[0], outputs[1])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="FlexAttention's compiled kernels have a backward and a logsumexp on GPUs only",
+)
+@pytest.mark.parametrize("attend_padding", [False, True], ids=["masked", "released"])
+def test_the_compiled_flex_kernels_gradients_equal_the_oracles(attend_padding):
+    """Catches a wrong compiled backward, table included, at a length that is never round (549)."""
+    exact = make_inputs(2, (4, 14, 14), 549, 56, 1, 3, True)
+    weight = torch.randn(exact[0].shape, dtype=torch.float64)
+    expected, _ = edge_attention_reference(*exact, attend_padding)
+    expected_grads = torch.autograd.grad((expected * weight).sum(), exact[:4])
+    leaves = [x.detach().cuda().float().requires_grad_() for x in exact[:4]]
+    positions = RelativePositions(exact[4].window, exact[4].codes.cuda())
+    out, _ = flex_edge_attention(*leaves, positions, exact[5].cuda(), exact[6], attend_padding)
+    torch.testing.assert_close(out.double().cpu(), expected, rtol=1e-3, atol=1e-3)
+    grads = torch.autograd.grad((out * weight.cuda().float()).sum(), leaves)
+    for grad, target in zip(grads, expected_grads):
+        assert (grad.double().cpu() - target).norm() < 5e-3 * target.norm()
 
 
 def test_chunks_do_not_change_the_result(monkeypatch):
@@ -104,7 +219,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     weight = torch.randn(inputs[0].shape, dtype=torch.float64)
     whole, _ = edge_attention(*inputs)
     whole_grads = torch.autograd.grad((whole * weight).sum(), inputs[:4])
-    monkeypatch.setattr(sparsity, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(block_attention, "CPU_CHUNK_ELEMENTS", 1)
     parts, _ = edge_attention(*inputs)
     torch.testing.assert_close(parts, whole)
     for a, b in zip(torch.autograd.grad((parts * weight).sum(), inputs[:4]), whole_grads):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from tiny_model import RAGGED, assert_same_gradients, gradients, tiny_clips, tiny_vision_model
+from tiny_model import RAGGED, assert_same_gradients, gradients, tiny_clips, tiny_vision_config, tiny_vision_model
 
+from modeling_svitt_ego import SViTTEgoVisionModel
 from modeling_svitt_ego.resampling import resample_relative_position_bias
 from modeling_svitt_ego.sparsity import RelativePositions, cls_row, select_tokens, take_tokens
+from modeling_svitt_ego.vision import directional_bias
 
 SPARSE = pytest.mark.parametrize("num_random", [None, 3], ids=["dense", "sparse"])
 
@@ -246,3 +248,29 @@ def test_clips_that_do_not_fit_are_refused_with_their_shape(clips, says):
     """Catches a shape error from deep inside a convolution or a gather."""
     with pytest.raises(ValueError, match=says):
         tiny_vision_model()(clips)
+
+
+def test_directional_tables_point_each_head_somewhere_else():
+    """Even layers look through time at the same place, odd ones to the four sides; rows count query minus key."""
+    window = (4, 3, 3)
+
+    def favourite(layer, head):
+        table = directional_bias(window, 4, layer)[:-3, head].view(7, 5, 5)
+        dt, dy, dx = (int(i) for i in torch.nonzero(table == table.max())[0])
+        return dt - 3, dy - 2, dx - 2
+
+    assert [favourite(0, head) for head in range(3)] == [(1, 0, 0), (-1, 0, 0), (0, 0, 0)]
+    assert directional_bias(window, 4, 0)[:, 3].eq(0).all()  # the fourth head looks everywhere
+    assert [favourite(1, head) for head in range(4)] == [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0)]
+    torch.testing.assert_close(directional_bias(window, 8, 2)[:, 4:], directional_bias(window, 4, 0))
+
+
+def test_relative_position_init_chooses_the_tables_at_the_start():
+    for name, expected in (("zeros", 0.0), ("directional", 1.0)):
+        tables = [
+            layer.attention.relative_position_bias_table
+            for layer in SViTTEgoVisionModel(tiny_vision_config(relative_position_init=name)).layers
+        ]
+        window = (4, 4, 4)
+        for number, table in enumerate(tables):
+            torch.testing.assert_close(table.detach(), expected * directional_bias(window, 4, number))

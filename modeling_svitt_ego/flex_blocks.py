@@ -1,0 +1,135 @@
+"""Edge-sparse and dense attention through FlexAttention (torch.nn.attention.flex_attention), for GPUs.
+
+Each block of G tokens is laid into S slots, S a size the kernel takes, so that the BlockMask is exact; it is made from
+the block ids, not by searching a mask. Bias rows come from the ids' codes in `score_mod`. [CLS] has no block: its row
+is dense, and as a key it joins afterwards by the logsumexp, which costs one product per query.
+
+Letters as in sparsity.py.
+"""
+
+import functools
+
+import torch
+from torch import nn
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from .sparsity import RelativePositions, cls_row
+
+_MIN_SLOTS = 64  # the smallest tile that the kernels for the backward take by default
+
+
+@functools.cache
+def compiled_flex_attention():
+    """Uncompiled FlexAttention would materialise all N x N scores."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def flex_edge_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    table: torch.Tensor,
+    positions: RelativePositions,
+    block_ids: torch.Tensor | None,
+    block_size: int | None = None,
+    attend_padding: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    As [`edge_attention`]; with `block_ids=None` all pairs. Unless `attend_padding`, the ids of a row must be distinct.
+
+    Raises:
+        NotImplementedError: on a CPU, whose FlexAttention lacks what is needed.
+    """
+    _refuse_cpu(q.device)
+    num_patches = q.shape[2] - 1
+    cls_context, cls_attention = cls_row(q, k, v, table, positions)
+    slots = None if block_ids is None else _Slots(block_ids, block_size, num_patches, attend_padding, table.dtype)
+    spread = (lambda x: x) if slots is None else slots.spread
+    query, key, value = (spread(x[:, :, 1:]).contiguous() for x in (q, k, v))
+
+    codes = spread(positions.codes[:, None, :, None])[:, 0, :, 0].int()
+    if codes.shape[0] == 1:  # so that one compiled kernel reads (b, token) in both cases
+        codes = codes.expand(q.shape[0], -1)
+    codes = codes.contiguous()
+    bias_table, centre = table.t().contiguous(), positions.centre
+    log_times = None if slots is None else slots.log_times
+
+    def score_mod(score, b, h, query_slot, key_slot):
+        score = score + bias_table[h, codes[b, query_slot] - codes[b, key_slot] + centre]
+        if log_times is not None:  # blocks that the release lists twice count twice in the softmax
+            score = score + log_times[query_slot // slots.size, key_slot // slots.size]
+        return score
+
+    flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+    context, auxiliary = flex(
+        query,
+        key,
+        value,
+        score_mod=score_mod,
+        block_mask=None if slots is None else slots.block_mask(),
+        scale=q.shape[-1] ** -0.5,
+        return_aux=AuxRequest(lse=True),
+    )
+    logsumexp = auxiliary.lse
+    if slots is not None:
+        context, logsumexp = slots.collect(context), slots.collect(logsumexp[..., None])[..., 0]
+
+    # [CLS] as a key
+    statistics = torch.promote_types(q.dtype, torch.float32)
+    to_cls = (q[:, :, 1:] @ k[:, :, :1].transpose(-1, -2)).squeeze(-1).to(statistics) * q.shape[-1] ** -0.5
+    to_cls = to_cls + table[positions.patch_to_cls][:, None]
+    logsumexp = logsumexp.to(statistics)
+    total = torch.logaddexp(logsumexp, to_cls)
+    if attend_padding and slots is not None:
+        # Zero keys: logit 0 + table[patch_to_cls]; zero values: they only add to the softmax's denominator.
+        sink = slots.padding_count.log().to(statistics) + table[positions.patch_to_cls][:, None]  # (H, n)
+        total = torch.logaddexp(total, sink)
+    from_patches, from_cls = ((x - total).exp()[..., None].to(v.dtype) for x in (logsumexp, to_cls))
+    patch_context = from_patches * context.to(v.dtype) + from_cls * v[:, :, :1]
+    return torch.cat([cls_context, patch_context], dim=2), cls_attention
+
+
+def _refuse_cpu(device: torch.device) -> None:
+    if device.type == "cpu":
+        raise NotImplementedError(
+            "attn_implementation='flex_attention' does not run on a CPU: FlexAttention's kernels there have neither a "
+            "backward nor the logsumexp that [CLS] is joined by. Use attn_implementation='sdpa', or a GPU."
+        )
+
+
+class _Slots:
+    """The layout of n patches in M blocks of G tokens, each in `size` slots, and which blocks see which."""
+
+    def __init__(self, block_ids: torch.Tensor, block_size: int, num_patches: int, repeat: bool, dtype):
+        self.num_blocks, self.block_size, self.num_patches = block_ids.shape[0], block_size, num_patches
+        self.size = max(_MIN_SLOTS, 1 << (block_size - 1).bit_length())
+        times = torch.zeros(self.num_blocks, self.num_blocks, dtype=dtype, device=block_ids.device)
+        times = times.scatter_add(1, block_ids, torch.ones_like(block_ids, dtype=times.dtype))
+        self.attended = times > 0  # (M, M)
+        self.log_times = times.clamp(min=1).log() if repeat else None
+        padding = self.num_blocks * block_size - num_patches
+        self.padding_count = (times[:, -1] * padding).repeat_interleave(block_size)[:num_patches]
+
+    def spread(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n, D) to (…, M * size, D), zeros between."""
+        x = nn.functional.pad(x, (0, 0, 0, self.num_blocks * self.block_size - self.num_patches))
+        x = x.unflatten(-2, (self.num_blocks, self.block_size))
+        return nn.functional.pad(x, (0, 0, 0, self.size - self.block_size)).flatten(-3, -2)
+
+    def collect(self, x: torch.Tensor) -> torch.Tensor:
+        """The inverse of `spread`."""
+        x = x.unflatten(-2, (self.num_blocks, self.size))[..., : self.block_size, :]
+        return x.flatten(-3, -2)[..., : self.num_patches, :]
+
+    def block_mask(self) -> BlockMask:
+        """From the ids alone: tensors of one shape for every pattern, so nothing is compiled again."""
+        size, block_size, num_patches, attended = self.size, self.block_size, self.num_patches, self.attended
+        count = attended.sum(1, dtype=torch.int32)
+        ids = attended.int().argsort(dim=1, descending=True, stable=True).int()
+
+        def mask_mod(b, h, query_slot, key_slot):
+            block, place = key_slot // size, key_slot % size
+            is_token = (place < block_size) & (block * block_size + place < num_patches)
+            return is_token & attended[query_slot // size, block]
+
+        return BlockMask.from_kv_blocks(count[None, None], ids[None, None], BLOCK_SIZE=(size, size), mask_mod=mask_mod)

@@ -1,0 +1,38 @@
+"""`svitt-ego plan`: which micro-batch fits a card."""
+
+from .configuration_svitt_ego import SViTTEgoConfig
+
+
+def add_plan_arguments(parser) -> None:
+    parser.add_argument("--gpu-memory", type=float, help="GiB of your card; a table of usual cards otherwise")
+    parser.add_argument("--model", help="folder or Hub name whose configuration to plan for; the base size otherwise")
+    parser.add_argument("--num-frames", type=int, help="frames of a clip; the configuration's otherwise")
+    parser.add_argument("--text-length", type=int, default=30, help="tokens of a narration")
+    parser.add_argument("--reserve", type=float, help="GiB left to CUDA and the allocator (assumed 1)")
+
+
+def run_plan(arguments) -> None:
+    from .memory import CARDS_GIB, GIB, RESERVE_GIB, training_memory
+
+    if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
+        raise ValueError(f"--gpu-memory ({arguments.gpu_memory}) must be above 0.")
+    config = SViTTEgoConfig.from_pretrained(arguments.model) if arguments.model else SViTTEgoConfig()
+    num_frames = arguments.num_frames or config.vision_config.num_frames
+    reserve = RESERVE_GIB if arguments.reserve is None else arguments.reserve
+    memories = [training_memory(config, num_frames, arguments.text_length, on) for on in (False, True)]
+    plain = memories[0]
+    print(
+        f"Training {arguments.model or 'the base size'}: {plain.num_parameters / 1e6:.1f} M parameters, clips of "
+        f"{num_frames} frames, EgoNCE, AdamW, bf16 autocast.\n"
+        f"Weights, gradients and AdamW: {plain.states / GIB:.2f} GiB. Kept per clip: "
+        f"{plain.saved_per_clip / 2**20:.0f} MiB, {memories[1].saved_per_clip / 2**20:.0f} with checkpointing.\n"
+    )
+    print("card      largest micro-batch   with checkpointing")
+    for gib in CARDS_GIB if arguments.gpu_memory is None else (arguments.gpu_memory,):
+        cells = [memory.largest_batch(gib, reserve) for memory in memories]
+        print(f"{gib:3g} GiB   {cells[0] or 'none':>19}   {cells[1] or 'none':>18}")
+    print(
+        "\nAn estimate, not checked on a GPU: bytes kept for the backward are counted on tensors without data, what\n"
+        f"the backward needs besides is an upper estimate, {reserve:g} GiB is set aside for CUDA. A larger\n"
+        "contrastive batch costs no memory on the card: contrastive_batch_size (gradient caching)."
+    )
