@@ -4,6 +4,7 @@ Every class keeps its parts under the same names (vision_model, text_model, vide
 temperature, fusion_model, vtm_head, mlm_head), so any of them loads from the checkpoint of any other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,7 @@ from .losses import (
     shared_action,
     video_text_matching,
 )
+from .pipeline_svitt_ego import custom_pipelines
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
 from .text import SViTTEgoTextModel
 from .vision import SViTTEgoVisionModel, SViTTEgoVisionOutput
@@ -86,6 +88,8 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
     model(**inputs).logits_per_video.softmax(-1)
     ```
     """
+
+    custom_pipelines = custom_pipelines()
 
     def __init__(self, config: SViTTEgoConfig):
         super().__init__(config)
@@ -196,25 +200,45 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
         Returns:
             The loss and the mask of positives `(b, B)`.
         """
-        config = self.config
-        videos, texts = F.normalize(video_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
-        all_videos, first = gather_rows(videos) if gather else (videos, 0)
-        all_texts, _ = gather_rows(texts) if gather else (texts, 0)
+        videos, texts = self.compared(video_embeds, text_embeds)
+        positives, first = self.find_positives(len(videos), videos.device, verb_tags, noun_tags, gather)
+        all_videos, all_texts = (gather_rows(x)[0] if gather else x for x in (videos, texts))
+        return self.contrast_rows(videos @ all_texts.T, texts @ all_videos.T, positives, first), positives
+
+    def compared(self, video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit clips over the temperature, and unit texts, `(b, projection_dim)` each: their products are logits."""
         temperature = self.clamp_temperature()
-        logits_per_video = videos @ all_texts.T / temperature
-        logits_per_text = texts @ all_videos.T / temperature
-        if config.contrastive_loss == "info_nce":
-            positives = itself(*logits_per_video.shape, first=first, device=videos.device)
-            return info_nce(logits_per_video, logits_per_text, first), positives
+        return F.normalize(video_embeds, dim=-1) / temperature, F.normalize(text_embeds, dim=-1)
+
+    def find_positives(
+        self,
+        rows: int,
+        device: torch.device,
+        verb_tags: torch.Tensor | None,
+        noun_tags: torch.Tensor | None,
+        gather: bool = False,
+    ) -> tuple[torch.Tensor, int]:
+        """The mask of positives `(b, B)` of `rows` clips, and which of the B is this process's first."""
+        if self.config.contrastive_loss == "info_nce":
+            own = torch.zeros(rows, 1, device=device)
+            everyone, first = gather_rows(own) if gather else (own, 0)
+            return itself(rows, len(everyone), first=first, device=device), first
         if verb_tags is None or noun_tags is None:
             raise ValueError(
                 "contrastive_loss='ego_nce' needs verb_tags and noun_tags; set contrastive_loss='info_nce' to train "
                 "without them."
             )
-        all_verbs, _ = gather_rows(verb_tags) if gather else (verb_tags, 0)
+        all_verbs, first = gather_rows(verb_tags) if gather else (verb_tags, 0)
         all_nouns, _ = gather_rows(noun_tags) if gather else (noun_tags, 0)
-        positives = shared_action(verb_tags, noun_tags, all_verbs, all_nouns, first)
-        return ego_nce(logits_per_video, logits_per_text, positives, config.ego_nce_form), positives
+        return shared_action(verb_tags, noun_tags, all_verbs, all_nouns, first), first
+
+    def contrast_rows(
+        self, logits_per_video: torch.Tensor, logits_per_text: torch.Tensor, positives: torch.Tensor, first: int = 0
+    ) -> torch.Tensor:
+        """The configured contrastive loss, a mean over the rows given; see [`~losses.ego_nce`]."""
+        if self.config.contrastive_loss == "info_nce":
+            return info_nce(logits_per_video, logits_per_text, first)
+        return ego_nce(logits_per_video, logits_per_text, positives, self.config.ego_nce_form)
 
     def encode(self, pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs) -> SViTTEgoOutput:
         """Both towers and their similarities; no loss."""
@@ -245,6 +269,7 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
         noun_tags: torch.Tensor | None = None,
         return_loss: bool | None = None,
         gather: bool = False,
+        run_inside: Callable | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoOutput:
         r"""
@@ -256,9 +281,15 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
             return_loss (`bool`, *optional*): also return the contrastive loss; clip i then belongs to text i.
             gather (`bool`, *optional*): contrast with the batches of all processes, as `SViTTEgoTrainer` does.
             random_patterns, generator: see [`SViTTEgoVisionModel`].
+            run_inside (`Callable`, *optional*): called with the model; its result is returned instead. So the passes
+                of training/gradient_caching.py run inside whatever wraps this forward: DDP, autocast, PEFT.
         """
+        if run_inside is not None:
+            return run_inside(self)
         outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
         if return_loss:
+            if self.config.contrastive_weight == 0:
+                raise ValueError("contrastive_weight is 0, and the dual encoder has no other objective.")
             loss, positives = self.contrast(outputs.video_embeds, outputs.text_embeds, verb_tags, noun_tags, gather)
             outputs.loss = self.config.contrastive_weight * loss
             outputs.loss_info = self.contrastive_info(loss, positives)
@@ -267,7 +298,7 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
     def contrastive_info(self, loss: torch.Tensor, positives: torch.Tensor) -> dict[str, torch.Tensor]:
         return {
             "contrastive": loss.detach(),
-            "temperature": self.temperature.detach().squeeze(),
+            "temperature": self.temperature.detach().squeeze().clone(),  # not what the next step makes of it
             "positives_per_clip": positives.float().sum(-1).mean(),
         }
 
@@ -336,9 +367,12 @@ class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
         noun_tags: torch.Tensor | None = None,
         return_loss: bool | None = None,
         gather: bool = False,
+        run_inside: Callable | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoOutput:
         r"""See [`SViTTEgoModel.forward`]. With paired inputs `vtm_logits` are those of text i with clip i."""
+        if run_inside is not None:
+            return run_inside(self)
         outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
         if return_loss:
             generator = self.loss_generator(kwargs.get("generator"), input_ids.device)
@@ -354,12 +388,16 @@ class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
     def add_losses(self, outputs, input_ids, attention_mask, verb_tags, noun_tags, gather, generator) -> None:
         """Adds `loss`, `loss_info` and the heads' logits to `outputs`; a part of weight 0 is not run."""
         config = self.config
-        loss, positives = self.contrast(outputs.video_embeds, outputs.text_embeds, verb_tags, noun_tags, gather)
-        outputs.loss = config.contrastive_weight * loss
-        outputs.loss_info = self.contrastive_info(loss, positives)
-        if config.vtm_weight > 0:
-            rows = len(outputs.video_embeds)
+        rows = len(outputs.video_embeds)
+        outputs.loss, outputs.loss_info = 0.0, {}
+        if config.contrastive_weight > 0:
+            loss, positives = self.contrast(outputs.video_embeds, outputs.text_embeds, verb_tags, noun_tags, gather)
+            outputs.loss = config.contrastive_weight * loss
+            outputs.loss_info = self.contrastive_info(loss, positives)
             local = self.local_positives(positives, rows, gather)
+        elif config.vtm_weight > 0:
+            local, _ = self.find_positives(rows, outputs.video_embeds.device, verb_tags, noun_tags)
+        if config.vtm_weight > 0:
             outputs.vtm_logits, labels = self.match_with_hard_negatives(outputs, attention_mask, local, generator)
             vtm = video_text_matching(outputs.vtm_logits, labels)
             outputs.loss = outputs.loss + config.vtm_weight * vtm
@@ -424,12 +462,15 @@ class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
         mlm_labels: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         gather: bool = False,
+        run_inside: Callable | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoOutput:
         r"""
         See [`SViTTEgoModel.forward`]. `mlm_input_ids` and `mlm_labels` `(batch_size, sequence_length)` are a text
         corrupted beforehand; without them, it is corrupted here.
         """
+        if run_inside is not None:
+            return run_inside(self)
         outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
         if return_loss:
             generator = self.loss_generator(kwargs.get("generator"), input_ids.device)

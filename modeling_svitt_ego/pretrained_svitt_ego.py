@@ -1,5 +1,7 @@
 """What every SViTT-Ego model shares: its configuration, initialisation and abilities in the library's terms."""
 
+import copy
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -15,12 +17,13 @@ class SViTTEgoPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
+    custom_pipelines = {}  # tasks of `pipeline()` that the saved folder brings its own code for
     # The Trainer would otherwise divide the loss by a count of labels that a contrastive loss does not have.
     accepts_loss_kwargs = False
     _no_split_modules = ["VisionLayer", "TextLayer", "FusionLayer", "VisionEmbeddings", "TextEmbeddings"]
     _supports_sdpa = True
     _supports_flash_attn = False
-    _supports_flex_attn = False
+    _supports_flex_attn = True
     _supports_attention_backend = True
 
     @torch.no_grad()
@@ -40,6 +43,13 @@ class SViTTEgoPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif hasattr(module, "init_own_parameters"):
             module.init_own_parameters(std)
+
+    def save_pretrained(self, *args, **kwargs):
+        # Of this class, not of the checkpoint it was loaded from: a classifier has no text tower for zero-shot tasks.
+        self.config.__dict__.pop("custom_pipelines", None)
+        if self.custom_pipelines:
+            self.config.custom_pipelines = copy.deepcopy(self.custom_pipelines)
+        return super().save_pretrained(*args, **kwargs)
 
     def resize_frames(self, num_frames: int, mode: str = "symmetric", keep_rate: float | None = None):
         """

@@ -1,0 +1,1 @@
+"""What SViTTEgoTrainer is made of: exact large batches, objectives, stages, optimizer, checkpoints, summaries."""

@@ -1,0 +1,32 @@
+"""Clips that could not be read, as the training log tells of them: a count at each step, the files at the end."""
+
+import logging
+
+from transformers import TrainerCallback
+
+from ..data.failures import FailureLog
+
+logger = logging.getLogger(__name__)
+
+
+def unreadable_clips(dataset) -> dict[str, int]:
+    """`{"unreadable_clips": count}` of this process's data set so far; empty while there is none."""
+    failures = getattr(dataset, "failures", None)
+    if isinstance(failures, FailureLog) and failures.num_failures:
+        return {"unreadable_clips": failures.num_failures}
+    return {}
+
+
+class ReportUnreadableClips(TrainerCallback):
+    """Logs the files at fault, with path and reason, when training ends.
+
+    A run that ends because too many clips failed says the same in its `TooManyClipFailures`. Every process reports the
+    clips of its own.
+    """
+
+    def __init__(self, dataset) -> None:
+        self.dataset = dataset
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if unreadable_clips(self.dataset):
+            logger.warning("At the end of training: %s", self.dataset.failures.report())

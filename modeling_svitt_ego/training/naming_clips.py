@@ -1,0 +1,69 @@
+"""Batches that know which clips they hold, so that an error can name them."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+CLIPS = "clips"  # key of a batch: a list of dicts with row, video_uid, start, end, text
+_NUM_PRINTED = 8
+
+
+class NonFiniteLoss(ValueError):
+    """The loss is NaN or infinite; the optimizer has not stepped."""
+
+
+class NamingCollator:
+    """Wraps a collator of `EgoClipDataset` examples: the batch also holds `clips`, one entry per row."""
+
+    def __init__(self, collator: Callable) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: Sequence[dict]) -> dict:
+        batch = self.collator(examples)
+        clips = [
+            {"row": e["index"], "video_uid": e["video_uid"], "start": e["start"], "end": e["end"], "text": e["text"]}
+            for e in examples
+        ]
+        views = len(batch["input_ids"]) // len(clips)
+        return {**batch, CLIPS: clips * views}
+
+
+def refuse_non_finite(loss: torch.Tensor, step: int, clips: list[dict] | None, *embeds: torch.Tensor) -> None:
+    """
+    Raises [`NonFiniteLoss`] that names the clips whose embeddings are not finite, or else all of the batch.
+
+    Args:
+        step (`int`): the optimizer step under way, counted from 1.
+        embeds (`torch.Tensor` of shape `(rows, projection_dim)`): of the clips and of their narrations.
+    """
+    if torch.isfinite(loss):
+        return
+    bad = sorted({int(row) for x in embeds for row in (~torch.isfinite(x.detach())).any(-1).nonzero()})
+    if bad:
+        which = f"{len(bad)} of its {len(embeds[0])} rows have an embedding that is not finite"
+    else:
+        which = "no embedding of the dual encoder is to blame" if embeds else "it is matching or language modelling"
+    message = f"The loss of step {step} is {float(loss)}; {which}. The weights are those before this step."
+    if clips:
+        named = [clips[row] for row in bad] if bad else clips
+        lines = [
+            f'row {c["row"]}: {c["video_uid"]} {c["start"]:.3f}-{c["end"]:.3f} s "{c["text"]}"'
+            for c in named[:_NUM_PRINTED]
+        ]
+        more = len(named) - len(lines)
+        message += "\n  " + "\n  ".join(lines) + (f"\n  and {more} more" if more else "")
+    raise NonFiniteLoss(message)
+
+
+def naming_dead_workers(batches: Iterator, step: Callable[[], int]) -> Iterator:
+    """The batches; if the process that reads them dies, the error says when, and what to do."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"A process that decodes clips died while step {step()} was being read: {error}. "
+            "Killed by signal 9 it usually ran out of memory: use fewer dataloader_num_workers, a smaller "
+            "dataloader_prefetch_factor or smaller micro-batches. Resume from the last checkpoint."
+        ) from error

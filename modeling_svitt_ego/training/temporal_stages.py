@@ -1,0 +1,156 @@
+"""Temporal sparse expansion (SViTT, arXiv:2304.08809, section 3.4): more frames, fewer of their tokens, in stages.
+
+A stage begins from a checkpoint, in one uninterrupted run as after a kill: at the boundary the Trainer saves and
+stops, the bias tables are resampled to the new number of frames, and training resumes. So a model wrapped for several
+processes is wrapped anew, and a run that is killed and resumed takes the same way.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    Args:
+        start (`float`): share of the run's optimizer steps after which it begins, in [0, 1).
+        num_frames (`int`): frames per clip.
+        keep_rate (`float`): q_v of the video tower.
+        num_random_blocks (`int` or `None`): K_r; None is dense.
+    """
+
+    start: float
+    num_frames: int
+    keep_rate: float
+    num_random_blocks: int | None
+
+    def first_step(self, max_steps: int) -> int:
+        """Steps that lie before it."""
+        return math.ceil(self.start * max_steps)
+
+
+def parse_stages(text: str) -> list[Stage]:
+    """`"0:4:0.7:3, 0.5:8:0.6:5"`, start:num_frames:keep_rate:num_random_blocks each ("dense" for no blocks)."""
+    stages = []
+    for part in text.split(","):
+        try:
+            start, frames, keep_rate, blocks = part.strip().split(":")
+            blocks = None if blocks == "dense" else int(blocks)
+            stages.append(Stage(float(start), int(frames), float(keep_rate), blocks))
+        except ValueError as error:
+            raise ValueError(
+                f"A stage is start:num_frames:keep_rate:num_random_blocks, for instance 0.5:8:0.6:5; got '{part}'."
+            ) from error
+    starts = [stage.start for stage in stages]
+    if starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:
+        raise ValueError(f"Stages must start at 0 and then later and later, below 1; got {starts}.")
+    return stages
+
+
+def apply_sparsity(model, num_frames: int, keep_rate: float, num_random_blocks: int | None) -> None:
+    """Makes clips of `num_frames` frames the model's own; the combination is checked as a whole first."""
+    config = model.config.vision_config
+    changes = {"num_frames": num_frames, "keep_rate": keep_rate, "num_random_blocks": num_random_blocks}
+    type(config).from_dict(config.to_dict() | changes)  # raises if the fields do not go together
+    before = config.num_random_blocks
+    config.num_random_blocks = None  # any number of frames goes with dense attention
+    try:
+        if (num_frames, keep_rate) != (config.num_frames, config.keep_rate):
+            model.resize_frames(num_frames, keep_rate=keep_rate)
+    except ValueError:
+        config.num_random_blocks = before
+        raise
+    model.config.vision_config.num_random_blocks = num_random_blocks
+
+
+class StopAtBoundary(TrainerCallback):
+    """Saves and stops where a stage ends."""
+
+    def __init__(self, stages: list[Stage]) -> None:
+        self.stages = stages
+        self.reached = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.reached = state.global_step in {stage.first_step(state.max_steps) for stage in self.stages[1:]}
+        if self.reached:
+            control.should_save = control.should_training_stop = True
+
+
+class TrainsInStages:
+    """For a `Trainer` with `core` (the bare model) and `stages` (a list, empty for none)."""
+
+    stages: list[Stage] = ()
+
+    def check_stages(self) -> None:
+        if not self.stages:
+            return
+        if self.args.load_best_model_at_end or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("temporal_stages go neither with load_best_model_at_end nor with FSDP or DeepSpeed.")
+        if self.core is not self.model:
+            raise ValueError("temporal_stages change the bias tables and do not go with PEFT.")
+        self._boundary = StopAtBoundary(self.stages)
+        self.add_callback(self._boundary)
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        if not self.stages:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        if not resume_from_checkpoint:
+            self.enter_stage(self.stages[0])
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        while self._boundary.reached and self.state.global_step < self.state.max_steps:
+            # Parameters are about to change: neither the old wrapping nor the old optimizer fits.
+            self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.optimizer = self.lr_scheduler = None
+            output = super().train(get_last_checkpoint(self.args.output_dir), *args, **kwargs)
+        return output
+
+    def enter_stage(self, stage: Stage) -> None:
+        self.set_frames(stage.num_frames, stage.keep_rate, stage.num_random_blocks)
+        logger.warning(
+            f"Clips of {stage.num_frames} frames, keep_rate {stage.keep_rate}, num_random_blocks "
+            f"{stage.num_random_blocks}."
+        )
+
+    def set_frames(self, num_frames: int, keep_rate: float, num_random_blocks: int | None) -> None:
+        """In the model and in everything that makes clips for it."""
+        apply_sparsity(self.core, num_frames, keep_rate, num_random_blocks)
+        evaluator = self.evaluator
+        makers = [self.train_dataset, evaluator, getattr(evaluator, "dataset", None)]
+        for maker in [*makers, getattr(self.processing_class, "video_processor", None)]:
+            if maker is not None:
+                maker.num_frames = num_frames
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if not self.stages:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint)
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vision_config"]
+        self.set_frames(saved["num_frames"], saved["keep_rate"], saved["num_random_blocks"])
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        begun = [stage for stage in self.stages if stage.first_step(state.max_steps) <= state.global_step]
+        self.enter_stage(begun[-1])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.stages:
+            return
+        names = {id(parameter): name for name, parameter in self.core.named_parameters()}
+        dropped = []
+        states = self.optimizer.state
+        for parameter in list(states):
+            shapes = {value.shape for value in states[parameter].values() if getattr(value, "ndim", 0) > 0}
+            if shapes - {parameter.shape}:
+                dropped.append(names[id(parameter)])
+                del states[parameter]
+        if dropped:
+            logger.warning(f"The optimizer starts anew for {len(dropped)} resampled tables: {', '.join(dropped)}.")
