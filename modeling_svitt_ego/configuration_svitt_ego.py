@@ -29,7 +29,7 @@ _LIBRARY_KEYS = {
 }
 
 
-def _refuse_unknown_keys(config: PreTrainedConfig, kwargs: dict) -> None:
+def refuse_unknown_keys(config: PreTrainedConfig, kwargs: dict) -> None:
     """PreTrainedConfig stores any keyword it does not know; a misspelt sparsity field would be silently off."""
     fields = [name for name in type(config).__dataclass_fields__ if not name.startswith("_")]
     for key in kwargs:
@@ -147,7 +147,7 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
     released_attention: bool = False
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown_keys(self, kwargs)
+        refuse_unknown_keys(self, kwargs)
         self.prune_layers = list(self.prune_layers)
         super().__post_init__(**kwargs)
 
@@ -230,7 +230,7 @@ class SViTTEgoTextConfig(SViTTEgoConfigBase):
     mask_token_id: int | None = 103
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown_keys(self, kwargs)
+        refuse_unknown_keys(self, kwargs)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -273,7 +273,7 @@ class SViTTEgoFusionConfig(SViTTEgoConfigBase):
     keep_strategy: str = "cls_attn"
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown_keys(self, kwargs)
+        refuse_unknown_keys(self, kwargs)
         self.prune_layers = list(self.prune_layers)
         super().__post_init__(**kwargs)
 
@@ -338,7 +338,7 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown_keys(self, kwargs)
+        refuse_unknown_keys(self, kwargs)
         for name, config_class in self.sub_configs.items():
             value = getattr(self, name)
             if value is None:

@@ -13,12 +13,15 @@ PACKAGE = Path(modeling_svitt_ego.__file__).parent
 # One entry file per registered kind of class.
 ENTRIES = ["modeling_svitt_ego.py", "processing_svitt_ego.py", "video_processing_svitt_ego.py"]
 SHIPPED = [
+    "block_attention.py",
     "clip_reading.py",
     "configuration_svitt_ego.py",
     "encoders.py",
+    "flex_blocks.py",
     "fusion.py",
     "losses.py",
     "modeling_svitt_ego.py",
+    "pipeline_svitt_ego.py",
     "pretrained_svitt_ego.py",
     "processing_svitt_ego.py",
     "resampling.py",

@@ -1,0 +1,1 @@
+"""Parts of benchmarks/experiments.py: what is compared (plan), data, training, costs, inference, records, report."""

@@ -1,0 +1,108 @@
+"""What the experiments compare, as data: each setting is a name and the fields that it changes.
+
+Fields are flat, as in `SViTTEgoModel.from_encoders`: a bare name is the whole configuration's or the video tower's
+(`keep_rate` is q_v), `fusion_` stands before the cross-modal tower's (`fusion_keep_rate` is q_m). Every setting states
+all the fields that its experiment varies, so that no default decides a comparison.
+"""
+
+from dataclasses import dataclass, field, replace
+
+# (K_l, K_r, G) of the paper's edge pattern. The base tower's 784 tokens are 14 blocks of 56, a quarter of a frame
+# and a bit, of which a block attends to 4; the tiny tower's 64 tokens are 16 blocks of 4, a quarter of a frame, of 4.
+PAPER_EDGES = {"tiny": (1, 3, 4), "base": (1, 3, 56)}
+DEMO_EDGES = (5, 1, 8)  # svitt-ego demo's: the own place one frame back and ahead
+PATTERNS = {"tiny": (PAPER_EDGES["tiny"], DEMO_EDGES), "base": (PAPER_EDGES["base"],)}
+SWEPT = {
+    "tiny": {"num_random_blocks": (1, 3, 7), "block_size": (2, 4, 8), "keep_rate": (0.3, 0.5, 0.7, 0.9)},
+    "base": {"num_random_blocks": (1, 3, 5), "block_size": (28, 56, 112), "keep_rate": (0.3, 0.5, 0.7, 0.9)},
+}
+SWEPT_FUSION = (0.1, 0.3, 0.7, 1.0)
+INFERENCE_KEEP_RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+LETTERS = {"num_random_blocks": "K_r", "block_size": "G", "keep_rate": "q_v", "fusion_keep_rate": "q_m"}
+TITLES = {
+    "1": "Dense, edge sparsity, node sparsity, both",
+    "2": "EgoNCE, InfoNCE and each half of EgoNCE",
+    "3": "Sweep over K_r, G and q_v",
+    "3m": "Sweep over q_m, with video-text matching and masked language modelling",
+    "4": "Sparsity turned at inference",
+}
+TRAINED = ("1", "2", "3", "3m")  # 4 takes the models of 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    Args:
+        name (`str`): as it stands in the tables.
+        fields (`dict`): configuration fields.
+        arguments (`dict`): fields of `SViTTEgoTrainingArguments`.
+        fusion (`bool`): train matching and masked language modelling too, and answer by the matching head as well.
+        attention (`str`, *optional*): the video tower's attention implementation, where costs are measured.
+    """
+
+    name: str
+    fields: dict
+    arguments: dict = field(default_factory=dict)
+    fusion: bool = False
+    attention: str | None = None
+
+
+def edges(pattern: tuple[int, int, int] | None) -> dict:
+    """Fields of an edge pattern (K_l, K_r, G); None is dense attention."""
+    if pattern is None:
+        return {"num_random_blocks": None}
+    return dict(zip(("num_local_blocks", "num_random_blocks", "block_size"), pattern))
+
+
+def measured_settings(experiment: str, scale: str) -> list[Setting]:
+    """Whose costs are measured: what is trained, and in experiment 1 dense attention as it is usually written."""
+    settings = settings_of(experiment, scale)
+    if experiment == "1":
+        settings.append(replace(settings[0], name="dense, keeping all probabilities (eager)", attention="eager"))
+    return settings
+
+
+def settings_of(experiment: str, scale: str) -> list[Setting]:
+    """
+    The settings that an experiment trains; the first is what the others are compared with.
+
+    Args:
+        experiment (`str`): one of `TRAINED`.
+        scale (`str`): `"tiny"`, the demo's model from scratch, or `"base"`, which continues BEiT and BERT.
+    """
+    paper = edges(PAPER_EDGES[scale])
+    both = {**paper, "keep_rate": 0.7}
+    # Losses are compared on a sparse model that learns the order of frames: the last pattern.
+    learner = {**edges(PATTERNS[scale][-1]), "keep_rate": 0.7}
+    if experiment == "1":
+        patterns = {"": PAPER_EDGES[scale]} | ({" of the demo": DEMO_EDGES} if scale == "tiny" else {})
+        settings = [Setting("dense", {**edges(None), "keep_rate": 1.0})]
+        settings += [Setting(f"edge{name} {p}", {**edges(p), "keep_rate": 1.0}) for name, p in patterns.items()]
+        settings += [Setting("node 0.7", {**edges(None), "keep_rate": 0.7})]
+        settings += [Setting(f"both{name} {p}, 0.7", {**edges(p), "keep_rate": 0.7}) for name, p in patterns.items()]
+        return settings
+    if experiment == "2":
+        return [
+            Setting(name, {**learner, "contrastive_loss": loss}, {"scene_aware_negatives": scenes})
+            for name, loss, scenes in (
+                ("InfoNCE", "info_nce", False),
+                ("action-aware positives only", "ego_nce", False),
+                ("scene-aware negatives only", "info_nce", True),
+                ("EgoNCE", "ego_nce", True),
+            )
+        ]
+    if experiment == "3":
+        result = [Setting(f"both {PAPER_EDGES[scale]}, 0.7", both)]
+        for name, values in SWEPT[scale].items():
+            result += [
+                Setting(f"{LETTERS[name]} = {value}", both | {name: value}) for value in values if value != both[name]
+            ]
+        return result
+    if experiment == "3m":
+        # The tiny demo has one fusion layer, after which there is none to see fewer tokens: the paper has three.
+        layers = {"fusion_num_hidden_layers": 3, "fusion_prune_layers": [0]}
+        return [
+            Setting(f"q_m = {rate}", {**learner, **layers, "fusion_keep_rate": rate}, fusion=True)
+            for rate in reversed(SWEPT_FUSION)
+        ]
+    raise ValueError(f"experiment ({experiment!r}) must be one of {', '.join(TRAINED)}.")
