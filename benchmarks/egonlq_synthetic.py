@@ -20,7 +20,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict:
     arguments = parser.parse_args(argv)
     sizes = {"train": arguments.train_videos, "test": arguments.test_videos}
     world = build_world(arguments.world or arguments.output / "world", sizes, 60.0, arguments.seed)
-    started = time.time()
+    state = code_state()
     train, test = world["train"], world["test"]
     example, head = load_example(), arguments.output / "head"
     report = example.main(
@@ -70,14 +69,10 @@ def main(argv: list[str] | None = None) -> dict:
     report["results"]["sliding_window_cosine_of_statements"] = metrics
     report["sliding_window_cells_of_statements"] = width
     print(f"{'cosine, as narrations':24}" + "".join(f"{metrics[key]:12.1f}" for key in example.SHOWN))
-    git = ["git", "-C", str(HERE)]
-    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout
     report |= {
-        "commit": subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or None,
-        "uncommitted_changes": bool(changes.strip()),
+        **state,
         "command": shlex.join(["python", *sys.argv]),
         "world": {"sizes": sizes, "seconds_per_video": 60.0, "seed": arguments.seed},
-        "seconds": round(time.time() - started),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +101,14 @@ def statement(row: dict) -> str:
     if row["template"] == "Objects: What X did I Y?":
         return row["query"]
     return "#C C " + VERBS[row["verb_x"]].phrases[0].format(f"the {row['slot_x']}")
+
+
+def code_state() -> dict:
+    """Before the run: the code that runs, not what was committed meanwhile."""
+    git = ["git", "-C", str(HERE)]
+    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {"commit": commit or None, "uncommitted_changes": bool(changes.strip())}
 
 
 def load_example():

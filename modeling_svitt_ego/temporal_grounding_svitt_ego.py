@@ -295,7 +295,7 @@ class SViTTEgoForTemporalGrounding(PreTrainedModel):
         starts, ends = (positions.view(len(positions), -1, 1) for positions in (start_positions, end_positions))
         margin = (self.config.highlight_margin * (ends - starts + 1)).round()
         place = torch.arange(num_cells, device=starts.device)
-        return ((starts >= 0) & (place >= starts - margin) & (place <= ends + margin)).any(1)
+        return ((place >= starts - margin) & (place <= ends + margin)).any(1)  # filling, at -100, is before all cells
 
     @torch.no_grad()
     def spans(

@@ -206,6 +206,11 @@ def test_egonlq_asks_only_where_there_is_one_answer():
         assert query["video_start_sec"] == query["clip_start_sec"]
         assert set(query) >= {"template", "query", "slot_x", "verb_x", "slot_y", "verb_y", "raw_tags"}
 
+    (repeated,) = build_egonlq(rows, verbs, NOUNS, unique=False)["videos"][0]["clips"][0]["annotations"]
+    asked = [query for query in repeated["language_queries"] if query["query"] == "when did i open the board?"]
+    assert [round(query["clip_start_sec"] + query["clip_end_sec"]) // 2 for query in asked] == [8, 10]
+    assert repeated["annotation_uid"] != annotation["annotation_uid"]  # features of texts are filed under it
+
 
 # ── svitt-ego build-egoclip ────────────────────────────────────────────────────────────────────────────────────────
 

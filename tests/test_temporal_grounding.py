@@ -26,6 +26,7 @@ from modeling_svitt_ego.temporal_grounding_svitt_ego import (
     SViTTEgoForTemporalGrounding,
     SViTTEgoTemporalGroundingConfig,
     best_spans,
+    cross_entropy_of_any,
     highlighting_loss,
     standardised,
     temporal_nms,
@@ -99,6 +100,19 @@ def test_highlighted_cells_reach_a_margin_beyond_the_answer():
     target = head.highlighted(torch.tensor([2, 5]), torch.tensor([2, 8]), 11)
     assert target[0].nonzero().flatten().tolist() == [2]
     assert target[1].nonzero().flatten().tolist() == [4, 5, 6, 7, 8, 9]
+
+
+def test_each_answer_of_a_query_is_right():
+    """Catches an answer counted twice, and filling that counts as one."""
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0], [3.0, 0.0, 0.5, 1.0]])
+    probabilities = logits.softmax(-1)
+    expected = -(torch.log(probabilities[0, 1] + probabilities[0, 3]) + torch.log(probabilities[1, 2])) / 2
+    positions = torch.tensor([[1, 3, 1], [2, -100, -100]])
+    torch.testing.assert_close(cross_entropy_of_any(logits, positions), expected)
+    one = torch.tensor([1, 2])
+    torch.testing.assert_close(cross_entropy_of_any(logits, one), torch.nn.functional.cross_entropy(logits, one))
+    target = tiny_head().highlighted(torch.tensor([[1, 6], [3, -100]]), torch.tensor([[2, 6], [3, -100]]), 8)
+    assert [row.nonzero().flatten().tolist() for row in target] == [[1, 2, 6], [3]]
 
 
 def test_every_parameter_is_trained():
@@ -246,6 +260,34 @@ def test_items_are_the_clips_cells_in_the_clips_time(made):
     assert zero_length["start_positions"] == zero_length["end_positions"]
 
 
+def test_a_text_asked_twice_of_a_clip_has_two_answers(made):
+    """Its own first; the same text in another clip is another query. Catches answers that leak between clips."""
+    _, data = made
+    row = next(row for row in data.rows if row["clip_uid"] == "a-clip1")
+    again = row | {"answer_start": 0.3, "answer_end": 0.9}
+    twice = EgoNLQFeatures([*data.rows, again], data.folder)
+    first, last = (collate_egonlq([twice[i]]) for i in (data.rows.index(row), len(twice) - 1))
+    cells = twice.cells(len(twice) - 1)
+    expected = [nearest_cells(cells, 2.0, 3.9), nearest_cells(cells, 0.3, 0.9)]
+    assert list(zip(first["start_positions"][0].tolist(), first["end_positions"][0].tolist())) == expected
+    assert list(zip(last["start_positions"][0].tolist(), last["end_positions"][0].tolist())) == expected[::-1]
+    assert [len(twice[i]["start_positions"]) for i in range(3)] == [1, 1, 2]
+    batch = collate_egonlq([twice[0], twice[2]])
+    assert batch["start_positions"][0, 1] == batch["end_positions"][0, 1] == -100
+
+
+def test_kept_in_memory_gives_the_same_items_and_reads_once(made, monkeypatch):
+    _, data = made
+    kept = EgoNLQFeatures(data.rows, data.folder, keep_in_memory=True)
+    for _ in range(2):
+        for i in range(len(data)):
+            torch.testing.assert_close(kept[i], data[i])
+    monkeypatch.setattr("modeling_svitt_ego.extraction.load_features", None)
+    kept[0]
+    with pytest.raises(TypeError):
+        data[0]
+
+
 @pytest.mark.parametrize("start, end, expected", [(0.0, 1.0, (0, 1)), (0.9, 1.1, (2, 2)), (1.6, 9.0, (3, 3))])
 def test_nearest_cells(start, end, expected):
     assert nearest_cells(np.array([[0.0, 0.5], [0.5, 1.0], [1.0, 1.5], [1.5, 2.0]]), start, end) == expected
@@ -307,6 +349,10 @@ def test_baselines_by_construction(made):
         means = (item["video_features"][1:] + item["video_features"][:-1]) / 2
         best = int(torch.nn.functional.cosine_similarity(means, item["text_embeds"][None]).argmax())
         assert found[0] == data.times(i, [(best, best + 1)])[0]
+    others = [-data[i]["text_embeds"] for i in range(len(data))]
+    for i, found in enumerate(sliding_window_spans(data, 1, text_embeds=others)):
+        worst = torch.nn.functional.cosine_similarity(data[i]["video_features"], -others[i][None], dim=-1).argmin()
+        assert found[0] == data.times(i, [(int(worst), int(worst))])[0]
     constant = constant_spans(data, data, lambda spans, answers: np.abs(spans[:, 0] - answers[:, 0]) < 0.2)
     assert len({json.dumps(found) for i, found in enumerate(constant) if data.rows[i]["clip_uid"] == "a-clip0"}) == 1
     for i, found in enumerate(constant):
