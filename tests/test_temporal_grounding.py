@@ -220,7 +220,9 @@ def test_saved_head_loads_where_the_package_cannot_be_imported(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     logits, spans = torch.load(tmp_path / "out.pt")
     torch.testing.assert_close(logits, expected)
-    assert spans == head.spans(head(**batch))
+    for found, wanted in zip(spans, head.spans(head(**batch)), strict=True):  # that process rounds with more threads
+        assert [span[:2] for span in found] == [span[:2] for span in wanted]
+        assert [span[2] for span in found] == pytest.approx([span[2] for span in wanted], rel=1e-4)
 
 
 # ---- EgoNLQ ---------------------------------------------------------------------------------------------------------
