@@ -176,8 +176,7 @@ def _add_product(scores: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -
 
 def _cls_row(q, k, bias_table, patch_to_cls: int, logsumexp: torch.Tensor | None = None):
     """Attention (B, H, N) of the [CLS] query and its logsumexp (B, H, 1), which the backward has already."""
-    # Scaled after the product, as `cls_row` does it: in half precision another rounding would keep other tokens.
-    scores = ((q[:, :, :1] @ k.transpose(-1, -2)).squeeze(2) * q.shape[-1] ** -0.5).to(bias_table.dtype)
+    scores = (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).squeeze(2).to(bias_table.dtype)
     scores[:, :, 0] += bias_table[:, patch_to_cls + 1]
     scores[:, :, 1:] += bias_table[:, patch_to_cls - 1, None]
     if logsumexp is None:
