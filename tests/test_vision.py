@@ -195,6 +195,22 @@ def test_half_precision_is_near_full_precision():
     assert (half.float() - exact).abs().mean() < 0.03 * exact.abs().mean()
 
 
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@SPARSE
+def test_eager_and_sdpa_are_equally_near_full_precision_in_half(num_random, precision):
+    """Catches an implementation that rounds more than the other; without pruning, which is a choice and not a number."""
+    models = [tiny_vision_model(name, num_random_blocks=num_random, keep_rate=1.0) for name in ("eager", "sdpa")]
+    clips = tiny_clips(4).to(precision)
+    with torch.no_grad():
+        exact = models[0](clips.float()).last_hidden_state
+        halves = [model.to(precision)(clips).last_hidden_state.float() for model in models]
+    epsilon = torch.finfo(precision).eps
+    errors = [((half - exact).abs().mean() / exact.abs().mean()).item() for half in halves]
+    assert max(errors) < epsilon
+    assert max(errors) < 1.3 * min(errors)
+    torch.testing.assert_close(halves[0], halves[1], atol=8 * epsilon, rtol=8 * epsilon)
+
+
 def test_released_attention_differs_exactly_where_padding_or_repetition_occurs():
     """Catches the switch changing a full last block, or not changing a ragged one, or reaching other blocks."""
     clips = tiny_clips(1)
