@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 from . import __version__
 from .clip_reading import ClipReadError
 from .data.egonlq import read_queries
-from .feature_files import SUFFIXES, aside, h5py, link_features, load_features, save_features
+from .feature_files import SUFFIXES, h5py, link_features, load_features, save_features
 from .features import SourceVideo, WindowSettings, cells, embed_texts, embed_video, find_videos
 from .fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
+from .resumable_folder import aside, begin_folder, differences, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def extract(
         }
         with open(output / VIDEOS, "a", encoding="utf-8") as file:
             file.write(json.dumps(finished[video.uid]) + "\n")
-    _write_json(output / FAILURES, failures)
+    write_json(output / FAILURES, failures)
     if layout == "hdf5":
         link_features(output, finished)
 
@@ -145,22 +146,12 @@ def _manifest(model, processor, settings: WindowSettings, layout: str, dtype: st
 
 def _check_manifest(output: Path, manifest: dict) -> None:
     """Makes the folder and its manifest, or compares it with the one that is there."""
-    path = output / MANIFEST
-    if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        different = [
-            f"{name}: {there.get(name)} there, {value} now"
-            for name, value in manifest.items()
-            if there.get(name) != value
-        ]
-        if different:
-            raise ValueError(f"{str(output)!r} holds other features ({'; '.join(different)}). Use another folder.")
-        return
-    if output.exists() and any(output.iterdir()):
+    notes = {"package_version": __version__, "command": shlex.join(sys.argv)}
+    there = begin_folder(output, MANIFEST, manifest, notes)
+    if there is None:
         raise ValueError(f"{str(output)!r} is not empty and has no {MANIFEST}: use another folder.")
-    output.mkdir(parents=True, exist_ok=True)
-
-    _write_json(path, manifest | {"package_version": __version__, "command": shlex.join(sys.argv)})
+    if different := differences(there, manifest, "now"):
+        raise ValueError(f"{str(output)!r} holds other features ({different}). Use another folder.")
 
 
 def _finished(output: Path, layout: str) -> dict[str, dict]:
@@ -219,7 +210,7 @@ def _cut_clips(output: Path, queries: list[dict], finished: dict, settings: Wind
                 )
             save_features(folder, clip_uid, layout, features=cut)
             shapes[clip_uid] = len(cut)
-    _write_json(folder / "feature_shapes.json", shapes)
+    write_json(folder / "feature_shapes.json", shapes)
 
 
 def _write_texts(model, processor, folder: Path, rows: list[dict], layout: str) -> None:
@@ -229,11 +220,6 @@ def _write_texts(model, processor, folder: Path, rows: list[dict], layout: str) 
         some = rows[first : first + 256]
         for row, text in zip(some, embed_texts(model, processor, [row["query"] for row in some])):
             save_features(folder, query_key(row), layout, features=text.features, token_features=text.token_features)
-
-
-def _write_json(path: Path, content) -> None:
-    with aside(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

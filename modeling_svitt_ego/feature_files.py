@@ -5,13 +5,13 @@ npz     <key>.npz   "features", for texts also "token_features"  GroundNLQ's LMD
 hdf5    <key>.h5    the same names as datasets; `features.h5` links every key, as MAD's and CONE's single file
 """
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from .resumable_folder import aside
 
 SUFFIXES = {"pt": ".pt", "npz": ".npz", "hdf5": ".h5"}
 LINKS = "features.h5"
@@ -23,17 +23,6 @@ def h5py():
     except ImportError as error:
         raise ValueError('The layout "hdf5" needs h5py: pip install "modeling-svitt-ego[hdf5]".') from error
     return h5py
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` at the end, or removed if that end is not reached."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_features(folder: Path, key: str, layout: str, **arrays: np.ndarray) -> Path:

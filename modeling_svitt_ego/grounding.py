@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .data.egonlq_features import EgoNLQFeatures, collate_egonlq
-from .feature_files import aside
+from .resumable_folder import aside
 from .temporal_grounding_svitt_ego import (
     SViTTEgoForTemporalGrounding,
     SViTTEgoTemporalGroundingConfig,

@@ -27,9 +27,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .clip_reading import ClipReadError
-from .feature_files import aside
 from .features import SourceVideo, WindowSettings, embed_texts, embed_video, find_videos
 from .fingerprint import model_fingerprint, video_fingerprint
+from .resumable_folder import aside
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,6 @@ import math
 import os
 import tarfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..clip_reading import ClipReadError, clip_times, frame_indices
+from ..resumable_folder import claim_folder, num_cores, run_jobs
 from .arrow_cache import content_hash
 from .clips import EgoClipDataset
 from .egoclip import EGOCLIP_FEATURES, load_egoclip
@@ -127,23 +125,22 @@ def write_clip_shards(
     """
     settings, root = settings or ShardSettings(), Path(output)
     table, store = load_egoclip(csv, cache_dir=cache_dir), VideoStore(video_root, layout)
-    _claim(root, {**dataclasses.asdict(settings), "csv_sha256": content_hash(csv).hex()})
+    claim_folder(root, SETTINGS_NAME, {**dataclasses.asdict(settings), "csv_sha256": content_hash(csv).hex()})
     began = time.monotonic()
-    num_workers = num_workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    num_workers = num_workers or num_cores()
     num_shards = math.ceil(len(table) / settings.clips_per_shard)
     names = [f"clips-{number:06d}" for number in range(num_shards)]
-    waiting = [number for number, name in enumerate(names) if not (root / f"{name}.index").is_file()]
+    jobs = []
+    for first, name in zip(range(0, len(table), settings.clips_per_shard), names):
+        if not (root / f"{name}.index").is_file():
+            part = table.select(range(first, min(first + settings.clips_per_shard, len(table))))
+            jobs.append((part, first, store, root / name, settings))
     report = ShardReport(str(root))
-    sizes = [min(settings.clips_per_shard, len(table) - number * settings.clips_per_shard) for number in waiting]
-    bar = tqdm(total=len(table), initial=len(table) - sum(sizes), desc="Writing shards", unit="clip")
-    jobs = [
-        (table.select(range(n * settings.clips_per_shard, n * settings.clips_per_shard + size)), n, size)
-        for n, size in zip(waiting, sizes)
-    ]
-    with bar:
-        for size, written in _run(jobs, store, root, names, settings, num_workers):
+    finished = len(table) - sum(len(part) for part, *_ in jobs)
+    with tqdm(total=len(table), initial=finished, desc="Writing shards", unit="clip") as bar:
+        for (part, *_), written in run_jobs(write_shard, jobs, num_workers):
             report.clips_this_run += written
-            bar.update(size)
+            bar.update(len(part))
     for name in names:
         num_clips, failures = _read_account(root / f"{name}.index")
         report.num_clips += num_clips
@@ -154,45 +151,6 @@ def write_clip_shards(
     if report.failures:
         (root / FAILURES_NAME).write_text("".join(json.dumps(f) + "\n" for f in report.failures), encoding="utf-8")
     return report
-
-
-def _claim(root: Path, settings: dict) -> None:
-    path = root / SETTINGS_NAME
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        other = [f"{name}: {found.get(name)} there, {value} asked for" for name, value in settings.items()
-                 if found.get(name) != value]  # fmt: skip
-        if other:
-            raise FileExistsError(f"{str(root)!r} was made with other settings ({'; '.join(other)}).")
-    elif root.is_dir() and any(root.iterdir()):
-        raise FileExistsError(f"{str(root)!r} is not empty and {SETTINGS_NAME} is missing: not made by this command.")
-    else:
-        root.mkdir(parents=True, exist_ok=True)
-        aside = root / f".{SETTINGS_NAME}.incomplete"
-        aside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-
-
-def _run(jobs, store, root, names, settings, num_workers):
-    """(rows of the table, clips written) of each shard, as they are done."""
-    if num_workers <= 1 or len(jobs) <= 1:
-        for part, number, size in jobs:
-            yield size, write_shard(part, number * settings.clips_per_shard, store, root / names[number], settings)
-        return
-    pool = ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=get_context("spawn"))
-    try:
-        futures = {}
-        for part, number, size in jobs:
-            first = number * settings.clips_per_shard
-            futures[pool.submit(write_shard, part, first, store, root / names[number], settings)] = size
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise OSError(
-            "A worker process died (killed, or out of memory?). Finished shards stay; run the same command again."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def write_shard(table, first_row: int, store: VideoStore, stem: Path, settings: ShardSettings) -> int:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..feature_files import aside
+from ..resumable_folder import aside
 
 
 def narrations_as_queries(rows: Iterable[dict]) -> dict:

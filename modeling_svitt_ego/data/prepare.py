@@ -12,15 +12,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from ..clip_reading import ClipReadError, probe_video
+from ..resumable_folder import claim_folder, num_cores, run_jobs
 from .layouts import LAYOUTS, VIDEO_SUFFIXES, Layout
 from .transcoding import Encoding, TranscodeError, transcode
 from .video_uid import check_video_uid
@@ -127,9 +125,10 @@ def prepare_videos(
     root = Path(output)
     if root.resolve() == Path(video_root).resolve():
         raise ValueError(f"The output folder {str(root)!r} must not be the folder of the raw videos.")
-    _claim(root, layout, encoding)
+    settings = {"layout": layout.name, "chunk_seconds": str(layout.chunk_seconds), **dataclasses.asdict(encoding)}
+    claim_folder(root, SETTINGS_NAME, settings)
     began = time.monotonic()
-    num_workers = num_workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    num_workers = num_workers or num_cores()
 
     manifest = read_manifest(root)
     failures: list[dict] = []
@@ -152,7 +151,7 @@ def prepare_videos(
         bar = tqdm(total=round(sum(job.seconds for job in jobs)), desc="Preparing", unit="s of video")
         bar.update(round(sum(job.seconds for job in jobs) - sum(job.seconds for job in waiting)))
         with bar:
-            for job, chunks, reason in _run(waiting, num_workers):
+            for (job,), (chunks, reason) in run_jobs(_work, [(job,) for job in waiting], num_workers):
                 if reason is None:
                     entry = _entry(job, chunks)
                     log.write(json.dumps(entry) + "\n")
@@ -216,24 +215,6 @@ def read_manifest(output: str | os.PathLike) -> dict[tuple[str, int], dict]:
     return entries
 
 
-def _claim(root: Path, layout: Layout, encoding: Encoding) -> None:
-    settings = {"layout": layout.name, "chunk_seconds": str(layout.chunk_seconds), **dataclasses.asdict(encoding)}
-    path = root / SETTINGS_NAME
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        other = [f"{name}: {found.get(name)} there, {value} asked for" for name, value in settings.items()
-                 if found.get(name) != value]  # fmt: skip
-        if other:
-            raise FileExistsError(f"{str(root)!r} was made with other settings ({'; '.join(other)}).")
-    elif root.is_dir() and any(root.iterdir()):
-        raise FileExistsError(f"{str(root)!r} is not empty and {SETTINGS_NAME} is missing: not made by this command.")
-    else:
-        root.mkdir(parents=True, exist_ok=True)
-        aside = root / f".{SETTINGS_NAME}.incomplete"
-        aside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-
-
 def _durations(sources: dict[str, Path], num_workers: int):
     """(uid, file, seconds or why they are not known) of every source."""
 
@@ -290,23 +271,3 @@ def _work(job: Job):
         return transcode(job.source, job.path, job.layout.chunk_seconds, job.first, job.after, job.encoding), None
     except (TranscodeError, OSError) as error:
         return [], str(error)
-
-
-def _run(jobs: Sequence[Job], num_workers: int):
-    """(job, chunks, None) or (job, [], reason), as they are done."""
-    if num_workers <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            yield job, *_work(job)
-        return
-    # Not forked: the parent has threads, and a decoder's locks may be held in one of them.
-    pool = ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=get_context("spawn"))
-    try:
-        futures = {pool.submit(_work, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], *future.result()
-    except BrokenProcessPool as error:
-        raise OSError(
-            "A worker process died (killed, or out of memory?). What is finished stays; run the same command again."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
