@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BeitConfig, BeitModel, BertConfig, BertForMaskedLM, BertModel, ViTConfig, ViTModel
 
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoForVideoTextRetrieval, SViTTEgoModel
+from modeling_svitt_ego.commands.convert import add_convert_arguments, read_vocabulary, run_convert
 from modeling_svitt_ego.conversion import convert_state_dict, load_original_checkpoint, to_original_state_dict
-from modeling_svitt_ego.convert_cli import add_convert_arguments, read_vocabulary, run_convert
 from modeling_svitt_ego.data.tokenizer import build_tokenizer
 from modeling_svitt_ego.original_config import RELEASES, config_from_shapes, fields_from_settings, original_config
 from modeling_svitt_ego.original_files import read_checkpoint

@@ -66,8 +66,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace):
     """Does the work and yields a line for each step done."""
-    from .conversion import model_from_checkpoint
-    from .original_files import read_checkpoint, read_settings
+    from ..conversion import model_from_checkpoint
+    from ..original_files import read_checkpoint, read_settings
 
     source, out = Path(arguments.source), Path(arguments.out)
     _check_out(out, source, arguments.overwrite)
@@ -172,9 +172,9 @@ def _token_ids(vocabulary: dict[str, int] | None) -> dict:
 
 def _processor(config, vocabulary: dict[str, int] | None):
     """The release's processing: plain resize without antialiasing, `pre_text` cleaning, no [SEP]."""
-    from .data.tokenizer import build_tokenizer
-    from .processing_svitt_ego import SViTTEgoProcessor
-    from .video_processing_svitt_ego import SViTTEgoVideoProcessor
+    from ..data.tokenizer import build_tokenizer
+    from ..processing_svitt_ego import SViTTEgoProcessor
+    from ..video_processing_svitt_ego import SViTTEgoVideoProcessor
 
     vision = config.vision_config
     video_processor = SViTTEgoVideoProcessor(

@@ -1,9 +1,9 @@
 """`svitt-ego plan`: which micro-batch fits a card."""
 
-from .configuration_svitt_ego import SViTTEgoConfig
+import argparse
 
 
-def add_plan_arguments(parser) -> None:
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu-memory", type=float, help="GiB of your card; a table of usual cards otherwise")
     parser.add_argument("--model", help="folder or Hub name whose configuration to plan for; the base size otherwise")
     parser.add_argument("--num-frames", type=int, help="frames of a clip; the configuration's otherwise")
@@ -11,8 +11,9 @@ def add_plan_arguments(parser) -> None:
     parser.add_argument("--reserve", type=float, help="GiB left to CUDA and the allocator (assumed 1)")
 
 
-def run_plan(arguments) -> None:
-    from .memory import CARDS_GIB, GIB, RESERVE_GIB, training_memory
+def run_plan(arguments: argparse.Namespace) -> None:
+    from ..configuration_svitt_ego import SViTTEgoConfig
+    from ..memory import CARDS_GIB, GIB, RESERVE_GIB, training_memory
 
     if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
         raise ValueError(f"--gpu-memory ({arguments.gpu_memory}) must be above 0.")

@@ -108,7 +108,7 @@ def _prepare(arguments, scoring: str):
     import torch
     from accelerate import Accelerator
 
-    from .evaluation.checkpoint import load_checkpoint, load_processor, local_folder
+    from ..evaluation.checkpoint import load_checkpoint, load_processor, local_folder
 
     # Before the weights: a wrong path should not cost their loading.
     for path in (arguments.annotations, arguments.videos):
@@ -143,7 +143,7 @@ def _finish(report, arguments, folder, settings):
 
 
 def _run_egomcq(arguments):
-    from .evaluation.egomcq import EgoMCQEvaluator
+    from ..evaluation.egomcq import EgoMCQEvaluator
 
     folder, model, processor, num_frames, settings = _prepare(arguments, arguments.scoring)
     evaluator = EgoMCQEvaluator(
@@ -154,7 +154,7 @@ def _run_egomcq(arguments):
 
 
 def _run_ek100(arguments):
-    from .evaluation.ek100 import EK100Evaluator
+    from ..evaluation.ek100 import EK100Evaluator
 
     folder, model, processor, num_frames, settings = _prepare(arguments, "dual")
     evaluator = EK100Evaluator(
@@ -170,9 +170,9 @@ def _run_ek100(arguments):
 
 
 def _run_classification(arguments):
-    from .data.taxonomy import read_taxonomy
-    from .evaluation.checkpoint import architectures, local_folder
-    from .evaluation.zero_shot import VideoClassificationEvaluator, load_labelled_clips, make_tasks
+    from ..data.taxonomy import read_taxonomy
+    from ..evaluation.checkpoint import architectures, local_folder
+    from ..evaluation.zero_shot import VideoClassificationEvaluator, load_labelled_clips, make_tasks
 
     clips = load_labelled_clips(arguments.annotations)
     scoring = arguments.scoring
@@ -197,8 +197,8 @@ def _run_classification(arguments):
 
 
 def _run_egonlq(arguments):
-    from .evaluation.checkpoint import local_folder
-    from .evaluation.egonlq import evaluate_egonlq, predict_from_features, read_predictions
+    from ..evaluation.checkpoint import local_folder
+    from ..evaluation.egonlq import evaluate_egonlq, predict_from_features, read_predictions
 
     if (arguments.predictions is None) == (arguments.features is None):
         raise ValueError("Give either --predictions, or --features to predict from.")

@@ -1,0 +1,126 @@
+"""`svitt-ego doctor`, `build-egoclip` and `prepare`: a corpus before its training."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("csv", help="egoclip.csv")
+    parser.add_argument("video_root", help="folder of the videos, in any known layout")
+    parser.add_argument("--layout", help="undivided, egovlp, lavila or avion; found by looking otherwise")
+    parser.add_argument("--egomcq", help="an egomcq.json to check as well")
+    parser.add_argument("--sample", type=int, help="open at most this many videos")
+    parser.add_argument("--num-frames", type=int, default=4, help="frames per clip, to count clips that have fewer")
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--json", help="also write the report to this file")
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    from ..data.doctor import diagnose
+
+    report = diagnose(
+        arguments.csv,
+        arguments.video_root,
+        layout=arguments.layout,
+        egomcq=arguments.egomcq,
+        sample=arguments.sample,
+        num_frames=arguments.num_frames,
+        num_workers=arguments.num_workers,
+    )
+    _show(report, arguments.json)
+    return report.exit_code
+
+
+def add_build_egoclip_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("narration_json", help="narrations as Ego4D has them: unordered, one or two annotators")
+    parser.add_argument("output", help="egoclip.csv to write; what was dropped is listed beside it")
+    parser.add_argument("--verb-taxonomy", required=True, help="csv of label,group (narration_verb_taxonomy.csv)")
+    parser.add_argument("--noun-taxonomy", required=True, help="csv of label,group (narration_noun_taxonomy.csv)")
+    lengths = parser.add_mutually_exclusive_group(required=True)
+    lengths.add_argument("--durations", help="ego4d.json, or a csv with video_uid and duration_sec")
+    lengths.add_argument("--video-root", help="folder of the videos, whose files then tell their length")
+    parser.add_argument("--layout", help="with --video-root: undivided, egovlp, lavila or avion")
+    parser.add_argument(
+        "--drop", nargs="+", default=(), choices=("unsure", "other"), help="leave out sentences with #unsure or #O"
+    )
+    parser.add_argument(
+        "--min-words", type=int, default=0, help="leave out sentences of fewer words, #C C not counted"
+    )
+    parser.add_argument("--min-seconds", type=float, default=0.0, help="widen shorter windows to this")
+    parser.add_argument("--max-seconds", type=float, default=float("inf"), help="narrow longer windows to this")
+    parser.add_argument("--json", help="also write the report to this file")
+
+
+def run_build_egoclip(arguments: argparse.Namespace) -> None:
+    from ..data.egoclip_building import Selection, build_egoclip_file, measure_durations, read_durations
+
+    selection = Selection(tuple(arguments.drop), arguments.min_words, arguments.min_seconds, arguments.max_seconds)
+    if arguments.durations:
+        durations = read_durations(arguments.durations)
+    else:
+        durations = measure_durations(arguments.narration_json, arguments.video_root, arguments.layout)
+    report = build_egoclip_file(
+        arguments.narration_json,
+        arguments.output,
+        arguments.verb_taxonomy,
+        arguments.noun_taxonomy,
+        durations,
+        selection,
+    )
+    _show(report, arguments.json)
+
+
+def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video_root", help="folder of <uid>.mp4; for --clip-shards in any known layout")
+    parser.add_argument("output", help="folder to make, or to go on with")
+    parser.add_argument(
+        "--chunk-seconds", type=float, default=600.0, help="600: EgoVLP's layout, 300: LaViLa's, 15: AVION's, 0: whole"
+    )
+    parser.add_argument("--short-side", type=int, default=256, help="pixels; smaller videos keep their size")
+    parser.add_argument("--gop", type=int, default=30, help="frames from key frame to key frame")
+    parser.add_argument("--crf", type=int, default=23, help="x264's quality: less is better and larger")
+    parser.add_argument("--preset", default="veryfast", help="x264's speed")
+    parser.add_argument(
+        "--clip-shards", metavar="CSV", help="write the clips of this egoclip.csv as tar shards instead"
+    )
+    parser.add_argument("--frames-per-clip", type=int, default=16, help="with --clip-shards: JPEG frames of each clip")
+    parser.add_argument("--clips-per-shard", type=int, default=1000, help="with --clip-shards")
+    parser.add_argument("--jpeg-quality", type=int, default=90, help="with --clip-shards")
+    parser.add_argument("--layout", help="with --clip-shards: undivided, egovlp, lavila or avion")
+    parser.add_argument("--num-workers", type=int, help="processes; one per core by default")
+    parser.add_argument("--json", help="also write the report to this file")
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    if arguments.clip_shards:
+        from ..data.clip_shards import ShardSettings, write_clip_shards
+
+        settings = ShardSettings(
+            arguments.frames_per_clip, arguments.clips_per_shard, arguments.short_side, arguments.jpeg_quality
+        )
+        report = write_clip_shards(
+            arguments.clip_shards,
+            arguments.video_root,
+            arguments.output,
+            settings,
+            layout=arguments.layout,
+            num_workers=arguments.num_workers,
+        )
+    else:
+        from ..data.prepare import prepare_videos
+        from ..data.transcoding import Encoding
+
+        encoding = Encoding(arguments.short_side, arguments.gop, arguments.crf, arguments.preset)
+        report = prepare_videos(
+            arguments.video_root, arguments.output, arguments.chunk_seconds, encoding, arguments.num_workers
+        )
+    _show(report, arguments.json)
+    return report.exit_code
+
+
+def _show(report, file: str | None) -> None:
+    """Prints the report's table; with --json also writes all of it."""
+    print(report.table())
+    if file:
+        Path(file).write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
