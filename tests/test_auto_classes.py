@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from tiny_model import tiny_batch, tiny_clips, tiny_config, tiny_model
+from tiny_model import HEADS, tiny_batch, tiny_clips, tiny_config, tiny_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -27,13 +27,6 @@ from modeling_svitt_ego import (
     SViTTEgoVisionModel,
 )
 
-HEADS = [
-    SViTTEgoModel,
-    SViTTEgoForPreTraining,
-    SViTTEgoForVideoTextRetrieval,
-    SViTTEgoForMultipleChoice,
-    SViTTEgoForVideoClassification,
-]
 AUTO = {
     AutoModel: SViTTEgoModel,
     AutoModelForPreTraining: SViTTEgoForPreTraining,

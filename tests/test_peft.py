@@ -8,11 +8,10 @@ import torch
 import transformers
 from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_model import NO_DROPOUT, tiny_batch, tiny_clips, tiny_config, tiny_model
+from tiny_model import HEADS, STILL, tiny_batch, tiny_clips, tiny_config, tiny_model
 
 from modeling_svitt_ego import (
     SViTTEgoConfig,
-    SViTTEgoForMultipleChoice,
     SViTTEgoForPreTraining,
     SViTTEgoForVideoClassification,
     SViTTEgoForVideoTextRetrieval,
@@ -22,15 +21,7 @@ from modeling_svitt_ego import (
     lora_target_modules,
 )
 
-STILL = {"vision": {"drop_path_rate": 0.0, "num_random_blocks": 7}, "text": NO_DROPOUT, "fusion": NO_DROPOUT}
 TOWERS = {"vision": "vision_model", "text": "text_model", "fusion": "fusion_model"}
-HEADS = [
-    SViTTEgoModel,
-    SViTTEgoForPreTraining,
-    SViTTEgoForVideoTextRetrieval,
-    SViTTEgoForMultipleChoice,
-    SViTTEgoForVideoClassification,
-]
 
 
 def retrieval_model(**fields):

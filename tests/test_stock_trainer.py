@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from tiny_model import NO_DROPOUT, tiny_batch, tiny_clips, tiny_model
+from tiny_model import STILL, tiny_batch, tiny_clips, tiny_model
 from transformers import Trainer, TrainingArguments
 
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoForVideoClassification
-
-STILL = {"vision": {"drop_path_rate": 0.0, "num_random_blocks": 7}, "text": NO_DROPOUT, "fusion": NO_DROPOUT}
 
 
 class Rows(torch.utils.data.Dataset):

@@ -2,7 +2,25 @@
 
 import torch
 
-from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoForPreTraining, SViTTEgoVisionConfig, SViTTEgoVisionModel
+from modeling_svitt_ego import (
+    SViTTEgoConfig,
+    SViTTEgoForMultipleChoice,
+    SViTTEgoForPreTraining,
+    SViTTEgoForVideoClassification,
+    SViTTEgoForVideoTextRetrieval,
+    SViTTEgoModel,
+    SViTTEgoVisionConfig,
+    SViTTEgoVisionModel,
+)
+
+# Every class that is saved and loaded by itself.
+HEADS = [
+    SViTTEgoModel,
+    SViTTEgoForPreTraining,
+    SViTTEgoForVideoTextRetrieval,
+    SViTTEgoForMultipleChoice,
+    SViTTEgoForVideoClassification,
+]
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 37, "initializer_range": 0.2}
 VISION = SIZES | {
@@ -28,6 +46,8 @@ TEXT = SIZES | {
 }
 FUSION = SIZES | {"encoder_hidden_size": 32, "num_hidden_layers": 2, "keep_rate": 0.5}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+# Nothing random in training: every layer is kept, and the 7 blocks beyond the local one are all that there are.
+STILL = {"vision": {"drop_path_rate": 0.0, "num_random_blocks": 7}, "text": NO_DROPOUT, "fusion": NO_DROPOUT}
 
 
 def tiny_vision_config(**fields) -> SViTTEgoVisionConfig:
