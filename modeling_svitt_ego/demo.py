@@ -133,9 +133,7 @@ def run_demo(output: str | os.PathLike, settings: DemoSettings | None = None, se
     processor = build_processor(table["clip_text"])
     model = SViTTEgoModel._from_config(SViTTEgoConfig(**TINY_CONFIG))
     trainer = build_trainer(model, processor, table, world, output, settings, seed)
-    every = max(1, len(table) // WHITENING_CLIPS)
-    clips = trainer.data_collator([trainer.train_dataset[index] for index in range(0, len(table), every)])
-    whiten_patch_projection(model.vision_model, clips["pixel_values_videos"])
+    whiten_patches(trainer)
     print(f"      {sum(p.numel() for p in model.parameters()):,} parameters, {len(table)} training clips", flush=True)
 
     print("[3/5] EgoMCQ on unseen scenes, before training", flush=True)
@@ -218,6 +216,14 @@ def build_trainer(model, processor, table, world: WorldPaths, output: Path, sett
         processing_class=processor,
         evaluator=evaluator,
     )
+
+
+def whiten_patches(trainer: SViTTEgoTrainer) -> None:
+    """Whitens the patch projection on clips from all over the training set: `WHITENING_CLIPS`, up to twice as many."""
+    dataset = trainer.train_dataset
+    every = max(1, len(dataset) // WHITENING_CLIPS)
+    clips = trainer.data_collator([dataset[index] for index in range(0, len(dataset), every)])
+    whiten_patch_projection(trainer.model.vision_model, clips["pixel_values_videos"])
 
 
 def write_demo_card(folder: Path, results: dict, arguments: SViTTEgoTrainingArguments, seed: int) -> None:
