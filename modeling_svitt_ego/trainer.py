@@ -17,11 +17,11 @@ from transformers.trainer_utils import speed_metrics
 from .data.clips import EgoClipDataset
 from .data.sampling import SceneAwareBatchSampler, SceneIndex, SeededBatchSampler, SharedNounBatchSampler, TagPairs
 from .evaluation.egomcq import EgoMCQEvaluator, one_thread
-from .training.checkpoints import CheckpointsWrittenAside, LeaveOnSigterm
+from .training.checkpoints import CheckpointsWrittenAside, LeaveOnSigterm, name_code_of_sharded
 from .training.failure_report import ReportUnreadableClips, unreadable_clips
 from .training.gradient_caching import CachedStep, MicroBatches, MicroBatchSampler
 from .training.naming_clips import CLIPS, NamingCollator, naming_dead_workers, refuse_non_finite
-from .training.objectives import freeze_unreached_parameters, set_weights
+from .training.objectives import freeze_unreached_parameters, losses_over_processes, set_weights
 from .training.optimization import MuonWithAdamW, layer_matrices
 from .training.run_summary import RunSummary
 from .training.temporal_stages import TrainsInStages, parse_stages
@@ -208,6 +208,9 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         self._clips = inputs.get(CLIPS)
+        if self.is_fsdp_enabled:  # what the model clamps in its forward is a copy, put together for that long
+            config = self.core.config
+            self.core.temperature.data.clamp_(config.temperature_min, config.temperature_max)
         if self.args.contrastive_batch_size is None:
             inputs = {name: value for name, value in inputs.items() if name != CLIPS}
             return self.summary.timed_step(
@@ -247,14 +250,22 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss, contrasted with the batches of all processes. A mean over rows: nothing to rescale."""
-        outputs = model(**inputs, return_loss=True, gather=self.accelerator.num_processes > 1)
+        """The loss over the batches of all processes. A mean over rows: nothing to rescale."""
+        several, config = self.accelerator.num_processes > 1, self.core.config
+        if several and hasattr(self.core, "vtm_head") and (config.vtm_weight > 0 or config.mlm_weight > 0):
+            outputs = model(run_inside=lambda core: losses_over_processes(core, inputs))
+        else:
+            outputs = model(**inputs, return_loss=True, gather=several)
         if model.training:
             embeds = outputs.video_embeds, outputs.text_embeds
             refuse_non_finite(outputs.loss.detach(), self.state.global_step + 1, self._clips, *embeds)
             for name, value in outputs.loss_info.items():
                 self._loss_parts[name].append(value)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _save(self, output_dir=None, state_dict=None):
+        name_code_of_sharded(self.core)
+        super()._save(output_dir, state_dict)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -1,6 +1,7 @@
 """The evaluators on tiny models and videos: each clip and question counts once, cached, sharded or broken."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -178,11 +179,15 @@ def test_two_real_processes_give_the_numbers_of_one(world, tmp_path):
     files = []
     for number in (1, 2):
         files.append(tmp_path / f"{number}.json")
-        command = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+        # accelerate starts several processes only for --multi_gpu, and joins them on a CPU only if told to use it.
+        kind = "--multi_gpu" if number > 1 else "--cpu"
+        command = ["-m", "accelerate.commands.launch", kind, "--num_machines", "1", "--mixed_precision", "no"]
+        command += ["--main_process_port", "0"]
         command += ["--dynamo_backend", "no", "--num_processes", str(number), "--num_cpu_threads_per_process", "1"]
         command += ["-m", "modeling_svitt_ego.cli", "evaluate", "egomcq", str(world.model), "--num-workers", "0"]
         command += ["--annotations", str(world.json), "--videos", str(world.videos), "--output", str(files[-1])]
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (EvaluationReport.load(path) for path in files)
     assert one.metrics == two.metrics and one.counts == two.counts

@@ -5,15 +5,14 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_model import NO_DROPOUT, assert_same_gradients, gradients, tiny_batch, tiny_model
+from tiny_model import STILL, assert_same_gradients, gradients, tiny_batch, tiny_model
 
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoForVideoTextRetrieval, SViTTEgoModel
 from modeling_svitt_ego.losses import sample_hard_negatives
 from modeling_svitt_ego.training import gradient_caching
 from modeling_svitt_ego.training.gradient_caching import CachedStep, MicroBatches, MicroBatchSampler, tower_inputs
-from modeling_svitt_ego.training.objectives import freeze_unreached_parameters
+from modeling_svitt_ego.training.objectives import freeze_unreached_parameters, losses_over_processes
 
-STILL = {"vision": {"drop_path_rate": 0.0, "num_random_blocks": 7}, "text": NO_DROPOUT, "fusion": NO_DROPOUT}
 LIVELY = {"vision": {"drop_path_rate": 0.5, "num_random_blocks": 3, "keep_strategy": "random"}}
 CLASSES = [SViTTEgoModel, SViTTEgoForVideoTextRetrieval, SViTTEgoForPreTraining]
 
@@ -253,6 +252,61 @@ def test_a_scaled_backward_gives_scaled_gradients():
     assert_same_gradients(expected, gradients(model), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("cls", [SViTTEgoModel, SViTTEgoForVideoTextRetrieval], ids=lambda cls: cls.__name__)
+def test_fp16_with_a_grad_scaler(cls, monkeypatch):
+    """Catches an overflow that reaches the weights or the optimizer, and small gradients lost before the unscaling."""
+    draw_nearest(monkeypatch)
+    batch = tiny_batch(6)
+
+    def fresh():
+        model = tiny_model(cls, **STILL).train()
+        freeze_unreached_parameters(model)
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    exact, _ = fresh()
+    exact.double()(**double(batch), return_loss=True).loss.backward()
+    exact = gradients(exact)
+
+    def unscaled(init_scale, cached):
+        """Gradients after `unscale_`, and the optimizer, the scaler and the model after the step."""
+        model, optimizer = fresh()
+        scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=1)
+
+        def in_autocast(**kwargs):
+            with torch.autocast("cpu", torch.float16):
+                return model(**kwargs)
+
+        def backward(loss):
+            scaler.scale(loss).backward()
+
+        if cached:
+            settings = {"core": model, "backward": backward, "loss_scale": scaler.get_scale}
+            cached_step(in_autocast, cut(batch, 2), **settings)
+        else:
+            backward(in_autocast(**batch, return_loss=True).loss)
+        scaler.unscale_(optimizer)
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        scaler.step(optimizer)
+        scaler.update()
+        return found, optimizer, scaler, model
+
+    plain, *_ = unscaled(256.0, cached=False)
+    cached, optimizer, scaler, model = unscaled(256.0, cached=True)
+    errors = [sum(((found[n].double() - exact[n]) ** 2).sum() for n in exact) ** 0.5 for found in (plain, cached)]
+    size = sum((g**2).sum() for g in exact.values()) ** 0.5
+    assert plain.keys() == cached.keys() == exact.keys()
+    assert errors[1] <= 2 * errors[0] and errors[0] < 0.05 * size, (errors, size)
+    assert scaler.get_scale() == 512 and {int(s["step"]) for s in optimizer.state.values()} == {1}
+
+    found, optimizer, scaler, model = unscaled(2.0**60, cached=True)
+    assert not all(gradient.isfinite().all() for gradient in found.values())
+    assert scaler.get_scale() == 2.0**59 and not optimizer.state, "skipped, and the scale halved"
+    start, _ = fresh()
+    for name, value in start.state_dict().items():
+        if name != "temperature":
+            assert torch.equal(model.state_dict()[name], value), name
+
+
 def test_lora_trains_through_it():
     """Catches passes that go past PEFT's wrapper, and frozen weights that break a backward."""
     from peft import LoraConfig, get_peft_model  # late: the processes below import this file
@@ -316,6 +370,9 @@ def two_processes_step(rank, folder):
     sharded = sharded_step(parts)
     if rank == 0:
         torch.save(sharded, f"{folder}/sharded.pt")
+    draw_nearest(pytest.MonkeyPatch())
+    for name, run in (("plain", plain_objectives), ("cached", cached_objectives)):
+        torch.save(run(rank), f"{folder}/{name}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -339,6 +396,68 @@ def sharded_step(parts):
     return {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def draw_nearest(patch):
+    for module in ("training.gradient_caching", "training.objectives", "modeling_svitt_ego"):
+        patch.setattr(f"modeling_svitt_ego.{module}.sample_hard_negatives", lambda x, y, *_: nearest(x, y))
+
+
+def all_objectives_batch():
+    """Ten rows, masked beforehand; row 3 shares its action with everyone, and the first half's texts are longer."""
+    batch = double(tiny_batch(10))
+    batch["verb_tags"][3] = batch["noun_tags"][3] = 1
+    batch["attention_mask"][5:, 5:] = 0
+    batch["input_ids"] = batch["input_ids"] * batch["attention_mask"]
+    torch.manual_seed(3)
+    batch["mlm_input_ids"], batch["mlm_labels"] = all_objectives_model().corrupt(
+        batch["input_ids"], batch["attention_mask"]
+    )
+    return batch
+
+
+def all_objectives_model():
+    return tiny_model(SViTTEgoForPreTraining, vtm_weight=0.7, mlm_weight=0.3, **STILL).double().train()
+
+
+def only_own_rows(contrast_rows):
+    """The whole similarity matrix, 10 by 10, is on no process."""
+
+    def checked(logits_per_video, logits_per_text, *rest):
+        assert logits_per_video.shape == logits_per_text.shape == (5, 10), logits_per_video.shape
+        return contrast_rows(logits_per_video, logits_per_text, *rest)
+
+    return checked
+
+
+def of_process(rank):
+    batch = {key: value[rank * 5 : rank * 5 + 5] for key, value in all_objectives_batch().items()}
+    if rank == 1:
+        for key in ("input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"):
+            batch[key] = batch[key][:, :5]
+    return batch
+
+
+def plain_objectives(rank):
+    model = all_objectives_model()
+    model.contrast_rows = only_own_rows(model.contrast_rows)
+    ddp = torch.nn.parallel.DistributedDataParallel(model)
+    outputs = ddp(run_inside=lambda core: losses_over_processes(core, of_process(rank)))
+    outputs.loss.backward()
+    return outputs.loss.detach(), gradients(model), outputs.loss_info
+
+
+def cached_objectives(rank):
+    model = all_objectives_model()
+    model.contrast_rows = only_own_rows(model.contrast_rows)
+    ddp = torch.nn.parallel.DistributedDataParallel(model)
+    step = CachedStep(ddp, model, MicroBatches(iter(cut(of_process(rank), 2)), 3), no_sync=ddp.no_sync, gather=True)
+    with ddp.no_sync():
+        loss = step.start()
+    for number in range(3):
+        with ddp.no_sync() if number < 2 else contextlib.nullcontext():
+            loss = loss + step.micro_batch(number)
+    return loss, gradients(model), step.loss_info
+
+
 def counted_all_reduce(reductions):
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -349,10 +468,41 @@ def counted_all_reduce(reductions):
     return hook
 
 
-def test_two_processes_with_uneven_micro_batches_equal_one(tmp_path):
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Folder with what two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(two_processes_step, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("step", ["plain", "cached"])
+def test_two_processes_draw_hard_negatives_from_all_rows_as_one_does(step, two_processes, monkeypatch):
+    """Catches negatives of one's own rows only, their gradient kept by the wrong process, a mean per process."""
+    model = all_objectives_model()
+    draw_nearest(monkeypatch)
+    drawn = []
+    monkeypatch.setattr(
+        "modeling_svitt_ego.modeling_svitt_ego.sample_hard_negatives",
+        lambda x, y, *_: drawn.append(nearest(x, y)) or drawn[-1],
+    )
+    whole = model(**all_objectives_batch(), return_loss=True)
+    whole.loss.backward()
+    expected = gradients(model)
+    halves = torch.arange(10) // 5
+    for ids in drawn:
+        assert ids[3] == -1 and {0, 1} <= set((ids // 5 - halves)[ids >= 0].abs().tolist()), "from one half only"
+    losses, found, infos = zip(*(torch.load(two_processes / f"{step}-{rank}.pt") for rank in (0, 1)))
+    torch.testing.assert_close(sum(losses) / 2, whole.loss.detach(), rtol=1e-12, atol=1e-12)
+    for name, value in whole.loss_info.items():
+        torch.testing.assert_close((infos[0][name] + infos[1][name]).double() / 2, value.double(), msg=name)
+    assert_same_gradients(found[0], found[1], rtol=0, atol=0)
+    assert_same_gradients(expected, found[0], rtol=1e-9, atol=1e-10)
+
+
+def test_two_processes_with_uneven_micro_batches_equal_one(two_processes):
     """Catches gradients summed instead of averaged, a reduction per micro-batch, and rows compared with half only."""
-    torch.multiprocessing.spawn(two_processes_step, (str(tmp_path),), nprocs=2)
-    (loss_0, found, reductions), (loss_1, other, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    (loss_0, found, reductions), (loss_1, other, _) = (torch.load(two_processes / f"{rank}.pt") for rank in (0, 1))
     model = tiny_model(SViTTEgoForPreTraining, vtm_weight=0, mlm_weight=0, **STILL).train()
     freeze_unreached_parameters(model)
     whole = model(**tiny_batch(10), return_loss=True).loss
@@ -361,6 +511,6 @@ def test_two_processes_with_uneven_micro_batches_equal_one(tmp_path):
     assert_same_gradients(found, other, rtol=0, atol=0)
     expected = gradients(model)
     assert_same_gradients(expected, found, rtol=1e-4, atol=1e-5)
-    assert_same_gradients(expected, torch.load(tmp_path / "sharded.pt"), rtol=1e-4, atol=1e-5)
+    assert_same_gradients(expected, torch.load(two_processes / "sharded.pt"), rtol=1e-4, atol=1e-5)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(reductions) == trainable, "one exchange of every gradient per step"

@@ -4,7 +4,12 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from tiny_pretraining import in_a_child, losses, make_corpus, make_trainer
@@ -13,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoModel
 from modeling_svitt_ego.training.checkpoints import UNFINISHED, CheckpointError
-from modeling_svitt_ego.training.naming_clips import NonFiniteLoss
+from modeling_svitt_ego.training.naming_clips import NonFiniteLoss, refuse_non_finite
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +54,27 @@ RUNS = {
         "per_device_train_batch_size": 3,
     },
     "stages": {"max_steps": 6, "save_steps": 2, "temporal_stages": "0:4:1.0:1,0.5:8:0.7:3"},
+    "scaled": {"max_steps": 4, "save_steps": 1, "contrastive_batch_size": 8},
     "workers": {"max_steps": 4, "save_steps": 3, "dataloader_num_workers": 2},
 }
 # Steps after which the run is killed: also before the first checkpoint after a boundary, and between two checkpoints.
-KILLED_AFTER = {"plain": [2, 5], "cached": [3], "cached-pretraining": [2], "stages": [4], "workers": [4]}
+KILLED_AFTER = {
+    "scaled": [3],
+    "plain": [2, 5],
+    "cached": [3],
+    "cached-pretraining": [2],
+    "stages": [4],
+    "workers": [4],
+}
+
+
+def scaling(name, trainer):
+    """With the GradScaler of an fp16 run, though in float32: accelerate has no fp16 on CPUs."""
+    if name == "scaled":
+        trainer.accelerator.scaler = torch.amp.GradScaler(
+            "cpu", init_scale=2.0**127, backoff_factor=2.0**-20, growth_interval=2
+        )
+    return trainer
 
 
 @pytest.mark.parametrize(("name", "step"), [(name, step) for name in RUNS for step in KILLED_AFTER[name]])
@@ -60,21 +82,25 @@ def test_a_killed_and_resumed_run_is_bit_equal(name, step, corpus, uninterrupted
     """Catches data, patterns, drop path, schedule or optimizer state that a resumed run takes from elsewhere."""
     settings = {"save_strategy": "steps", "lr_scheduler_type": "cosine", **RUNS[name]}
     if name not in uninterrupted:
-        whole = make_trainer(corpus, tmp_path / "whole", **settings)
+        whole = scaling(name, make_trainer(corpus, tmp_path / "whole", **settings))
         whole.train()
         uninterrupted[name] = losses(whole), whole.model.state_dict()
     expected_losses, expected = uninterrupted[name]
 
     def killed():
-        trainer = make_trainer(corpus, tmp_path / "killed", **settings)
+        trainer = scaling(name, make_trainer(corpus, tmp_path / "killed", **settings))
         trainer.add_callback(SignalAt(step))
         trainer.train()
 
     assert in_a_child(killed, tmp_path / "log") == -signal.SIGKILL, (tmp_path / "log").read_text()
     last = get_last_checkpoint(tmp_path / "killed")
     assert last is not None and int(last.rsplit("-", 1)[1]) < step
-    resumed = make_trainer(corpus, tmp_path / "killed", **settings)
+    resumed = scaling(name, make_trainer(corpus, tmp_path / "killed", **settings))
     resumed.train(resume_from_checkpoint=True)
+    if name == "scaled":
+        # Step 1 overflowed and was skipped; 2 and 3, on both sides of the kill, doubled what was left of the scale.
+        assert resumed.accelerator.scaler.get_scale() == 2.0 ** (127 - 20 + 1)
+        assert {int(state["step"]) for state in resumed.optimizer.state.values()} == {3}
     assert losses(resumed) == expected_losses and len(set(expected_losses)) > 1
     for key, value in resumed.model.state_dict().items():
         assert torch.equal(value, expected[key]), key
@@ -127,6 +153,52 @@ def test_sigterm_saves_says_so_and_exits_with_143(corpus, tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["launcher", "one process"])
+def test_sigterm_to_one_of_two_processes_lets_both_leave_with_one_checkpoint(to, corpus, tmp_path):
+    """Catches a process that waits for the other in vain, two checkpoints, and random state of one process only."""
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), *sys.path]), "OMP_NUM_THREADS": "1"}
+
+    def launch(record, max_steps, *more):
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        line += [here / "recorded_run.py", corpus, tmp_path / "run", tmp_path / record, f"max_steps={max_steps}"]
+        return subprocess.Popen(
+            [*map(str, line), 'ddp_backend="gloo"', *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment | {"PYTHONUNBUFFERED": "1"},
+        )
+
+    with launch("rest", 500) as run:
+        printed, too_long = [], threading.Timer(150, run.kill)
+        too_long.start()
+        for line in run.stdout:
+            printed.append(line)
+            if sum("'loss'" in line for line in printed) == 2:
+                break
+        processes = psutil.Process(run.pid).children()
+        assert len(processes) == 2, "".join(printed)
+        os.kill(run.pid if to == "launcher" else processes[1].pid, signal.SIGTERM)
+        log = "".join(printed) + run.communicate(timeout=120)[0]
+        too_long.cancel()
+    assert run.returncode != 0 and log.count("SIGTERM: step ") == 1, log
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert not (tmp_path / "run" / UNFINISHED).exists()
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert f"SIGTERM: step {step} of 500 is saved in {checkpoint}; leaving." in log
+    assert step >= 2 and not list(tmp_path.glob("rest-*")), "the run went on to its end"
+    left = {path.name for path in checkpoint.iterdir()}
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"} <= left
+    if to == "launcher":
+        with launch("more", step + 1, str(checkpoint)) as run:
+            log = run.communicate(timeout=120)[0]
+        assert run.returncode == 0, log
+        for rank in (0, 1):
+            assert [entry[0] for entry in json.loads((tmp_path / f"more-{rank}.json").read_text())] == [step + 1]
+
+
 def test_a_full_disk_is_said_and_the_old_checkpoint_is_whole(corpus, tmp_path):
     """Catches a disk that fills in the middle of a checkpoint: files may not grow past 64 KiB after step 1."""
 
@@ -174,6 +246,19 @@ def test_nan_stops_before_the_update_and_names_the_clip(settings, corpus, tmp_pa
     assert "The loss of step 3 is nan" in message and "1 of its" in message
     assert f"row {clip['index']}: {clip['video_uid']} {clip['start']:.3f}" in message and clip["text"] in message
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_of_two_processes_the_one_with_the_nan_names_the_clip(monkeypatch):
+    """Catches "no embedding is to blame" on the process that only gathered the NaN, and its own clips accused."""
+    clips = [{"row": row, "video_uid": "a", "start": 0.0, "end": 1.0, "text": "#C C waits"} for row in (4, 5)]
+    embeds = torch.zeros(2, 3)
+    monkeypatch.setattr("modeling_svitt_ego.training.naming_clips.world_size", lambda: 2)
+    with pytest.raises(NonFiniteLoss, match="another process's message names them"):
+        refuse_non_finite(torch.tensor(float("nan")), 3, clips, embeds, embeds)
+    embeds[1, 0] = float("nan")
+    with pytest.raises(NonFiniteLoss, match="1 of its 2 rows have an embedding .*\n  row 5: a") as error:
+        refuse_non_finite(torch.tensor(float("nan")), 3, clips, embeds, embeds)
+    assert "row 4" not in str(error.value)
 
 
 def test_a_dead_worker_is_named(corpus, tmp_path):

@@ -11,8 +11,8 @@ COLUMNS = (
 ).split()
 
 
-def write_video(path, num_frames, fps=10, first=0, size=(32, 48), gop=10):
-    """A video of plain grey frames: frame i has the level `grey(first + i)`."""
+def write_video(path, num_frames, fps=10, first=0, size=(32, 48), gop=10, noise=0):
+    """A video of grey frames: frame i has the level `grey(first + i)`, plus at most `noise` per pixel."""
     import av
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -21,6 +21,9 @@ def write_video(path, num_frames, fps=10, first=0, size=(32, 48), gop=10):
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         for i in range(num_frames):
             picture = np.full((*size, 3), grey(first + i), dtype=np.uint8)
+            if noise:
+                random = np.random.default_rng(first + i).integers(-noise, noise + 1, size)
+                picture = (picture + random[..., None]).clip(0, 255).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return Path(path)

@@ -1,4 +1,4 @@
-"""A corpus and a trainer for tests of pretraining: 16 clips of grey frames, a model with all randomness on."""
+"""A corpus and a trainer for tests of pretraining: 16 clips of grey noise, a model with all randomness on."""
 
 import multiprocessing
 import os
@@ -30,8 +30,9 @@ def small_config(lively=True, **fields) -> SViTTEgoConfig:
 
 
 def make_corpus(root):
+    """With noise: equal patches would tie in pruning, and rounding would decide which of them stay."""
     for first, uid in enumerate(("video-a", "video-b")):
-        write_video(root / "videos" / uid / "0.mp4", 200, first=5 * first)
+        write_video(root / "videos" / uid / "0.mp4", 200, first=5 * first, noise=16)
     rows = [egoclip_row(i, video_uid=f"video-{'ab'[i % 2]}") for i in range(16)]
     write_egoclip(root / "e.csv", rows)
     return root

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
@@ -89,6 +89,16 @@ class CheckpointsWrittenAside:
                 state = TrainerState.load_from_json(str(aside / "trainer_state.json"))
                 state.best_model_checkpoint = str(best)
                 state.save_to_json(str(aside / "trainer_state.json"))
+
+
+def name_code_of_sharded(model) -> None:
+    """
+    FSDP 2 puts a class of its own around the model's, made in a module of PyTorch; `save_pretrained` then lays that
+    module into the folder as the model's code. The class is given the module of the one that it wraps.
+    """
+    wrapper = type(model)
+    if wrapper.__name__.startswith("FSDP") and wrapper.__module__.startswith("torch."):
+        wrapper.__module__ = next(cls for cls in wrapper.__mro__[1:] if issubclass(cls, PreTrainedModel)).__module__
 
 
 def flush_to_disk(folder: Path) -> None:

@@ -6,8 +6,8 @@ each optimizer step takes one large batch in micro-batches:
 1. embed: both towers over each micro-batch without a graph; only the embeddings are kept, and where the random state
    stood;
 2. contrast: the loss of the whole batch, over all processes, and its gradient by each embedding;
-3. match (only with vtm_weight): the hard negatives, drawn from this process's whole share of the batch, go through the
-   fusion tower in micro-batches; their gradient by the token states is kept;
+3. match (only with vtm_weight): the hard negatives, drawn from the whole batch, go through the fusion tower in
+   micro-batches; their gradient by the token states is kept, by the process whose rows they are;
 4. towers: each micro-batch again, now with a graph and from its own random state, so that dropout, drop path and the
    random edge pattern repeat; the kept gradients are applied to what comes out. The true pairs' matching and masked
    language modelling, which concern one row each, are computed here.
@@ -16,6 +16,8 @@ Loss and gradients are those of one large step in which each micro-batch draws i
 one more forward of the towers. On the device only one micro-batch's activations live at a time, and (b, d) embeddings.
 On the host lie the clips, waiting for pass 4: b * T * 3 * H * W * 4 bytes (half of it in bf16 or fp16), 1.2 GB for
 512 clips of 4 frames of 224 x 224; with vtm_weight also the token states and their gradient, 8 * N * C bytes per clip.
+Of several processes, each sends the token states that others drew: on the device lie at most as many rows as all
+processes' micro-batches have together, if all drew from one process.
 
 Letters: b rows of this process's share, B of all processes, m of a micro-batch, d projection_dim.
 """
@@ -25,10 +27,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Sampler
 
 from ..losses import gather_rows, itself, sample_hard_negatives, shared_action
+from .objectives import at_least_float32, negative_labels, summed_cross_entropy
+from .row_exchange import RowExchange, largest_of_processes, mean_over_processes, world_size
 
 # Rows of the similarity matrix held at once: memory (1024, B), never (b, B).
 ROWS_AT_ONCE = 1024
@@ -128,12 +131,14 @@ class TokenStates:
     def add(self, states: torch.Tensor) -> None:
         states = states.detach().cpu()
         self.rows.extend(states)
-        self.gradients.extend(torch.zeros_like(states))
+        self.gradients.extend(at_least_float32(torch.zeros_like(states)))  # unscaled, fp16 would lose small ones
 
-    def pick(self, rows: list[int], device: torch.device) -> torch.Tensor:
-        """Leaf `(len(rows), longest, C)` with zeros behind the shorter ones."""
-        picked = torch.nn.utils.rnn.pad_sequence([self.rows[row] for row in rows], batch_first=True)
-        return picked.to(device).requires_grad_()
+    def pick(self, rows: list[int], length: int, like: torch.Tensor) -> torch.Tensor:
+        """`(len(rows), length, C)` on the device of `like`, with zeros behind the shorter ones."""
+        picked = self.rows[0].new_zeros(len(rows), length, *self.rows[0].shape[1:])
+        for into, row in zip(picked, rows):
+            into[: len(self.rows[row])] = self.rows[row]
+        return picked.to(like.device)
 
     def add_gradient(self, rows: list[int], gradient: torch.Tensor) -> None:
         for row, of_row in zip(rows, gradient.cpu()):
@@ -323,48 +328,61 @@ class CachedStep:
             if part.mlm is None:
                 ids = self.batches[number]["input_ids"].to(self.device)
                 part.mlm = self.core.corrupt(ids, part.attention_mask)
-        self.num_masked = sum((part.mlm[1] != -100).sum() for part in self.embedded).clamp(min=1)
+        masked = sum((part.mlm[1] != -100).sum() for part in self.embedded)
+        self.num_masked = mean_over_processes(masked, self.gather).clamp(min=1 / world_size(self.gather))
 
     def _match_negatives(self) -> torch.Tensor:
         """
         Weighted matching loss of the negatives of all rows, whose gradient by the token states is kept.
 
-        For each text one clip and for each clip one text of this process's share, drawn by similarity.
+        For each text one clip and for each clip one text of all processes' rows, drawn by similarity.
         """
         b = self.num_rows
         videos, texts = self.videos.detach(), self.texts.detach()
+        (all_videos, first), (all_texts, _) = (gather_rows(x) if self.gather else (x, 0) for x in (videos, texts))
         video_ids, text_ids = (
-            torch.cat([sample_hard_negatives(of[rows] @ to.T, mask) for rows, mask in self._positives(b, 0, False)])
-            for of, to in ((texts, videos), (videos, texts))
+            torch.cat(
+                [
+                    sample_hard_negatives(of[rows] @ to.T, mask)
+                    for rows, mask in self._positives(len(to), first, self.gather)
+                ]
+            )
+            for of, to in ((texts, all_videos), (videos, all_texts))
         )
         num_negatives = (video_ids >= 0).sum() + (text_ids >= 0).sum()
-        self.num_pairs = b + num_negatives  # the matching loss is a mean over all pairs
+        # The matching loss is a mean over all pairs.
+        self.num_pairs = mean_over_processes(b + num_negatives, self.gather)
         self.loss_info["vtm_negatives_per_clip"] = num_negatives / (2 * b)
-        video_ids, text_ids = video_ids.tolist(), text_ids.tolist()
-        masks = [row for part in self.embedded for row in part.attention_mask]
+        masks = TokenStates()  # travel as the states do
+        for part in self.embedded:
+            masks.add(part.attention_mask)
+        longest = largest_of_processes(max(len(row) for row in masks.rows), self.device, self.gather)
         total = torch.zeros((), device=self.device, dtype=self.videos.dtype)
         for part in self.embedded:
-            rows = range(part.first, part.first + part.size)
-            pairs = [(row, video_ids[row]) for row in rows if video_ids[row] >= 0]  # text, clip
-            pairs += [(text_ids[row], row) for row in rows if text_ids[row] >= 0]
-            if not pairs:
-                continue
-            text_rows, video_rows = [text for text, _ in pairs], [video for _, video in pairs]
-            text_states = self.text_states.pick(text_rows, self.device)
-            video_states = self.video_states.pick(video_rows, self.device)
-            mask = torch.nn.utils.rnn.pad_sequence([masks[row] for row in text_rows], batch_first=True)
+            rows = slice(part.first, part.first + part.size)
+            own = torch.arange(rows.start, rows.stop, device=self.device) + first
+            clips, narrations = (torch.where(ids[rows] < 0, own, ids[rows]) for ids in (video_ids, text_ids))
+            labels = negative_labels(torch.cat([video_ids[rows], text_ids[rows]]))
+            of_texts = RowExchange(torch.cat([own, narrations]), b, self.gather)
+            of_videos = RowExchange(torch.cat([clips, own]), b, self.gather)
+            text_rows, video_rows = of_texts.rows.tolist(), of_videos.rows.tolist()
+            mask = of_texts.send(masks.pick(text_rows, longest, own))
+            text_states = of_texts.send(self.text_states.pick(text_rows, longest, own)).requires_grad_()
+            num_tokens = len(self.video_states.rows[0])
+            video_states = of_videos.send(self.video_states.pick(video_rows, num_tokens, own)).requires_grad_()
 
-            def match(core, text_states=text_states, mask=mask, video_states=video_states):
-                logits = core.match(text_states, mask, video_states)
-                return sum_of_matching(logits, 0) / self.num_pairs
+            def match(core, text_states=text_states, mask=mask, video_states=video_states, labels=labels):
+                return summed_cross_entropy(core.match(text_states, mask, video_states), labels) / self.num_pairs
 
             with nullcontext() if self.no_sync is None else self.no_sync():
                 loss = self.model(run_inside=match)
                 self.backward(self.vtm_weight * loss)
             # `backward` scaled them; pass 4 goes through it again.
             scale = self.loss_scale()
-            self.text_states.add_gradient(text_rows, text_states.grad / scale)
-            self.video_states.add_gradient(video_rows, video_states.grad / scale)
+            self.text_states.add_gradient(text_rows, of_texts.send_back(at_least_float32(text_states.grad) / scale))
+            self.video_states.add_gradient(
+                video_rows, of_videos.send_back(at_least_float32(video_states.grad) / scale)
+            )
             total += loss.detach()
         self.loss_info["vtm"] = total
         return self.vtm_weight * total
@@ -383,16 +401,14 @@ class CachedStep:
         if self.vtm_weight:
             for states, kept in ((text_states, self.text_states), (video_states, self.video_states)):
                 terms.append((states * kept.gradient(part.first, part.size, self.device)).sum())
-            pairs = sum_of_matching(core.match(text_states, part.attention_mask, video_states), 1) / self.num_pairs
+            logits = core.match(text_states, part.attention_mask, video_states)
+            pairs = summed_cross_entropy(logits, logits.new_ones(part.size, dtype=torch.long)) / self.num_pairs
             terms.append(self.vtm_weight * pairs)
             found["vtm"] = pairs.detach()
         if self.mlm_weight:
             ids, labels = part.mlm
             logits = core.predict_masked(ids, part.attention_mask, video_states).flatten(0, 1)
-            masked = (
-                F.cross_entropy(at_least_float32(logits), labels.flatten(), ignore_index=-100, reduction="sum")
-                / self.num_masked
-            )
+            masked = summed_cross_entropy(logits, labels.flatten()) / self.num_masked
             terms.append(self.mlm_weight * masked)
             found["mlm"] = masked.detach()
         return sum(terms), found
@@ -400,13 +416,3 @@ class CachedStep:
 
 def tower_inputs(inputs: dict) -> list[torch.Tensor | None]:
     return [inputs.get(name) for name in _TOWER_INPUTS]
-
-
-def sum_of_matching(logits: torch.Tensor, label: int) -> torch.Tensor:
-    """Summed cross-entropy of matching logits (rows, 2), all of one label."""
-    labels = torch.full((len(logits),), label, device=logits.device)
-    return F.cross_entropy(at_least_float32(logits), labels, reduction="sum")
-
-
-def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from .row_exchange import world_size
+
 CLIPS = "clips"  # key of a batch: a list of dicts with row, video_uid, start, end, text
 _NUM_PRINTED = 8
 
@@ -41,6 +43,8 @@ def refuse_non_finite(loss: torch.Tensor, step: int, clips: list[dict] | None, *
     bad = sorted({int(row) for x in embeds for row in (~torch.isfinite(x.detach())).any(-1).nonzero()})
     if bad:
         which = f"{len(bad)} of its {len(embeds[0])} rows have an embedding that is not finite"
+    elif embeds and world_size() > 1:
+        which = "no embedding of this process's rows is to blame: another process's message names them"
     else:
         which = "no embedding of the dual encoder is to blame" if embeds else "it is matching or language modelling"
     message = f"The loss of step {step} is {float(loss)}; {which}. The weights are those before this step."
