@@ -206,9 +206,14 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
         return self.contrast_rows(videos @ all_texts.T, texts @ all_videos.T, positives, first), positives
 
     def compared(self, video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit clips over the temperature, and unit texts, `(b, projection_dim)` each: their products are logits."""
-        temperature = self.clamp_temperature()
-        return F.normalize(video_embeds, dim=-1) / temperature, F.normalize(text_embeds, dim=-1)
+        """
+        Unit clips over the temperature, and unit texts, `(b, projection_dim)` each: their products are logits.
+
+        In float32 at least: bf16 rounds logits of 100 to half units.
+        """
+        wide = torch.promote_types(video_embeds.dtype, torch.float32)
+        videos, texts = (F.normalize(x.to(wide), dim=-1) for x in (video_embeds, text_embeds))
+        return videos / self.clamp_temperature().to(wide), texts
 
     def find_positives(
         self,
