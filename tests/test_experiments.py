@@ -17,9 +17,9 @@ from modeling_svitt_ego.data.synthetic_world import build_world
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 experiments = importlib.import_module("experiments")
-clips_in_memory, costs, inference, plan, training = (
+clips_in_memory, costs, inference, plan, report, training = (
     importlib.import_module(f"experiment_parts.{name}")
-    for name in ("clips_in_memory", "costs", "inference", "plan", "training")
+    for name in ("clips_in_memory", "costs", "inference", "plan", "report", "training")
 )
 
 
@@ -118,6 +118,17 @@ def test_the_report_has_every_setting_and_its_pictures(finished):
         assert f"| {setting.name} |" in text
     for name in ("experiment_4_model_1_inter.png", "experiment_4_model_3_intra.png"):
         assert name in text and (results / name).stat().st_size > 1000
+
+
+def test_the_report_begins_with_what_the_others_are_compared_with(finished):
+    """Catches differences to whichever run happened to finish first."""
+    for number, first in (("1", "dense"), ("2", "InfoNCE"), ("4", "dense")):
+        runs = json.loads((finished[0] / f"experiment_{number}.json").read_text())["runs"]
+        ordered = report.in_order_of_the_plan(number, runs[::-1])
+        assert ordered[0]["setting"] == first
+        assert {r["setting"] for r in ordered} == {r["setting"] for r in runs} and len(ordered) == len(runs)
+    text = (finished[0] / "README.md").read_text()
+    assert text.index("| InfoNCE |") < text.index("| EgoNCE |")
 
 
 def test_clips_in_memory_are_the_decoded_ones(world, tmp_path):

@@ -198,7 +198,7 @@ def test_half_precision_is_near_full_precision():
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @SPARSE
 def test_eager_and_sdpa_are_equally_near_full_precision_in_half(num_random, precision):
-    """Catches an implementation that rounds more than the other; without pruning, which is a choice and not a number."""
+    """Catches an implementation that rounds more than the other; without pruning, which is a choice, no number."""
     models = [tiny_vision_model(name, num_random_blocks=num_random, keep_rate=1.0) for name in ("eager", "sdpa")]
     clips = tiny_clips(4).to(precision)
     with torch.no_grad():

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from modeling_svitt_ego.training.run_summary import draw_curves
 
-from .plan import TITLES, TRAINED
+from .inference import trained_settings
+from .plan import TITLES, TRAINED, settings_of
 from .records import Records
 
 HEADER = """<!-- Written by `python benchmarks/experiments.py --report` from the JSON files beside it: do not edit. -->
@@ -24,6 +25,7 @@ def write_report(records: Records) -> Path:
         content = records.content[number]
         if not content["runs"]:
             continue
+        content = {**content, "runs": in_order_of_the_plan(number, content["runs"])}
         parts.append(f"## {number}. {title}\n")
         parts.append(describe(content))
         parts.append(accuracy_table(content) if number in TRAINED else "")
@@ -38,8 +40,16 @@ def write_report(records: Records) -> Path:
     return path
 
 
+def in_order_of_the_plan(number: str, runs: list[dict]) -> list[dict]:
+    """With the setting that the others are compared with first: runs finish, and are recorded, in any order."""
+    scale = runs[0]["budget"]["scale"]
+    settings = settings_of(number, scale) if number in TRAINED else trained_settings(scale)
+    place = {setting.name: i for i, setting in enumerate(settings)}
+    return sorted(runs, key=lambda run: (place.get(run["setting"], len(place)), run["seed"]))
+
+
 def by_setting(runs: list[dict]) -> dict[str, dict[int, dict]]:
-    """Results by setting (in the order of their first run) and seed."""
+    """Results by setting (in the order of the runs) and seed."""
     grouped: dict[str, dict[int, dict]] = {}
     for run in runs:
         grouped.setdefault(run["setting"], {})[run["seed"]] = run["result"]
