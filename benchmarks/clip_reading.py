@@ -5,8 +5,10 @@
 A corpus is generated (moving noise-like textures, so that the files are not unnaturally small), prepared as chunks of
 600, 300 and 15 s and as JPEG shards, and clips of one second are read from each, in random order, with one thread. CPU
 time is measured, for each way in turn, several times over; the median counts. `ratio` is clips per second relative to
-the undivided raw files read by decord. Shares: `decode` (file to uint8 frames at native size), `resize` (random crop
-to 224 px, flip), `transfer` (collating to one batch and normalising as float32). No weights and no network are needed.
+the undivided raw files read by decord. `training_batch` has the shares of `decode` (file to uint8 frames at native
+size), `resize` (random crop to 224 px, flip) and `transfer` (collating to one batch and normalising as float32).
+`decode_time_resize` compares resizing in decord (`width=224, height=224`) with ours after it, in time and by PSNR. No
+weights and no network are needed.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modeling_svitt_ego.clip_reading import clip_times  # noqa: E402
+from modeling_svitt_ego.clip_reading import TIME_TOLERANCE, clip_times, read_clip  # noqa: E402
 from modeling_svitt_ego.data.clip_shards import ClipShardDataset, ShardSettings, write_clip_shards  # noqa: E402
 from modeling_svitt_ego.data.layouts import VideoStore  # noqa: E402
 from modeling_svitt_ego.data.prepare import prepare_videos  # noqa: E402
@@ -129,7 +131,7 @@ def measure_reading(stores: dict, shards: dict, requests, frame_counts, repeats:
 
 def measure_shares(store: VideoStore, requests, num_frames: int, batch_size: int = 8) -> dict:
     """Where the CPU time of a training batch goes."""
-    processor = SViTTEgoVideoProcessor()
+    processor = SViTTEgoVideoProcessor(do_random_resized_crop=True, do_random_flip=True)
     spent = dict.fromkeys(("decode", "resize", "transfer"), 0.0)
     for first in range(0, len(requests), batch_size):
         batch = requests[first : first + batch_size]
@@ -147,6 +149,55 @@ def measure_shares(store: VideoStore, requests, num_frames: int, batch_size: int
     total = sum(spent.values())
     shares = {name: round(seconds / total, 3) for name, seconds in spent.items()}
     return {"num_frames": num_frames, "shares": shares, "cpu_ms_per_clip": round(1e3 * total / len(requests), 2)}
+
+
+def measure_decode_time_resize(store: VideoStore, requests, repeats: int, num_frames: int, size: int = 224) -> dict:
+    """The evaluation picture (224 x 224, no crop): resized by decord while decoding, or by our processor after it.
+
+    The PSNR between the two is a worst case: these textures are finely and strongly coloured, and a decoder resizes
+    the colours at half resolution, before they are turned into RGB.
+    """
+    import decord
+
+    processor = SViTTEgoVideoProcessor(size={"height": size, "width": size})
+    places = []
+    for uid, start, _ in requests:
+        chunk = store.layout.chunk_of(start)
+        if chunk == store.layout.chunk_of(start + 1):
+            local = start - store.layout.start_of(chunk)
+            places.append((str(store.path(uid, start)), clip_times(local, local + 1, num_frames)))
+
+    def decode(place):
+        return read_clip(*place, backend="decord")
+
+    def decode_then_resize(place):
+        view = torch.from_numpy(decode(place)).permute(0, 3, 1, 2)
+        small = processor([view], do_sample_frames=False, do_rescale=False, do_normalize=False, return_tensors="np")
+        return small["pixel_values_videos"][0].transpose(0, 2, 3, 1)
+
+    def resize_while_decoding(place):  # the frames of `read_clip`, whose checks are kept
+        path, times = place
+        reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, width=size, height=size)
+        begins = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64).reshape(-1, 2)[:, 0]
+        indices = np.searchsorted(begins - begins[0], np.array(times) + TIME_TOLERANCE, side="right") - 1
+        return reader.get_batch(indices.tolist()).asnumpy()
+
+    ways = {f.__name__: f for f in (decode, decode_then_resize, resize_while_decoding)}
+    spent = {name: [] for name in ways}
+    differences = []
+    for place in places:
+        ours, decords = decode_then_resize(place).astype(np.float64), resize_while_decoding(place)
+        assert ours.shape == decords.shape == (num_frames, size, size, 3)
+        differences.append(np.square(ours - decords).mean())
+    for _ in range(repeats):
+        for name, way in ways.items():
+            spent[name].append(cpu_ms_per_clip(way, places))
+    return {
+        "num_frames": num_frames,
+        "clips": len(places),
+        "cpu_ms_per_clip": {name: round(statistics.median(values), 2) for name, values in spent.items()},
+        "psnr_db": round(10 * float(np.log10(255**2 / np.mean(differences))), 1),
+    }
 
 
 def machine() -> dict:
@@ -181,15 +232,18 @@ def machine() -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=660, help="length of each video")
-    parser.add_argument("--height", type=int, default=540, help="of the raw videos")
-    parser.add_argument("--clips", type=int, default=40, help="clips read per measurement")
+    parser.add_argument("--videos", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=620, help="length of each video")
+    parser.add_argument("--height", type=int, default=360, help="of the raw videos")
+    parser.add_argument("--clips", type=int, default=24, help="clips read per measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    if any(max(args.frames) % n for n in args.frames):
+        parser.error(f"--frames {args.frames}: the shards hold {max(args.frames)} frames, which each must divide.")
     torch.set_num_threads(1)
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "raw").mkdir()
@@ -248,10 +302,18 @@ def main() -> None:
             "prepared": prepared,
             "reading": measure_reading(stores, shards, requests, args.frames, args.repeats),
             "training_batch": [
-                {"layout": "chunks of 15 s", **measure_shares(stores["chunks of 15 s", "auto"], requests, n)}
+                {"layout": layout, "backend": backend, **measure_shares(store, requests, n)}
+                for (layout, backend), store in stores.items()
+                if layout in ("raw, undivided", "chunks of 15 s") and backend != "auto"
                 for n in args.frames
             ],
+            "decode_time_resize": [
+                {"layout": layout, **measure_decode_time_resize(store, requests, args.repeats, min(args.frames))}
+                for (layout, backend), store in stores.items()
+                if layout in ("raw, undivided", "chunks of 15 s") and backend == "decord"
+            ],
         }
+    result["took_seconds"] = round(time.perf_counter() - began)
     text = json.dumps(result, indent=1)
     print(text)
     if args.output:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 NUM_ROWS = 3_847_723
 NUM_VIDEOS = 9_000
 # Lines that must be left out and listed, and no other line with them.
@@ -132,22 +134,29 @@ def measure_use(csv: str, cache: str) -> dict:
 
 
 def in_new_process(function: str, *arguments: str) -> dict:
-    command = [sys.executable, __file__, "--measure", function, *arguments]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env).stdout.splitlines()[-1])
+    command = [sys.executable, str(Path(sys.argv[0]).resolve()), "--measure", function, *arguments]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
 
 
-def versions() -> dict:
+def provenance() -> dict:
     import datasets
     import pyarrow
     import torch
 
+    from modeling_svitt_ego.provenance import package_commit
+
     return {
-        "python": platform.python_version(),
-        "datasets": datasets.__version__,
-        "pyarrow": pyarrow.__version__,
-        "numpy": np.__version__,
-        "torch": torch.__version__,
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": package_commit(),
+        "machine": {"system": platform.system(), "arch": platform.machine(), "cores": os.cpu_count()},
+        "versions": {
+            "python": platform.python_version(),
+            "datasets": datasets.__version__,
+            "pyarrow": pyarrow.__version__,
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+        },
     }
 
 
@@ -170,10 +179,7 @@ def main() -> None:
         runs = [in_new_process("prepare", str(csv), str(Path(folder) / f"cache{i}")) for i in range(2)]
         result = {
             "what": "EgoClip-sized table, generated",
-            "command": f"python benchmarks/egoclip_scale.py --rows {args.rows}",
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": {"system": platform.system(), "arch": platform.machine(), "cores": os.cpu_count()},
-            "versions": versions(),
+            **provenance(),
             "rows": args.rows,
             "csv_mb": round(csv.stat().st_size / 1e6),
             "generated_in_seconds": round(written, 1),

@@ -3,8 +3,14 @@
 Times are seconds counted from the first frame of the file; the frame at time t is the last one that has begun by t.
 They are never frame numbers, because a file's frame rate need not be constant, nor the 30 that annotations assume.
 Three decoders give the same pixels. decord is the default; PyAV takes the files that decord cannot read, reads wrong,
-or reads slowly (`choose_backend` says which and why); torchcodec is there for those who have it. Nothing is kept open
-between calls, so the functions are safe in forked and in spawned workers.
+or reads slowly (`choose_backend` says which and why); torchcodec is there for those who have it. `backend=` here, in
+`VideoStore` and (as `video_backend`) in the video processor names one for every file: "pyav" is never far behind on
+short files and may be ahead, so measure yours with benchmarks/clip_reading.py. Nothing is kept open between calls, so
+the functions are safe in forked and in spawned workers.
+
+Frames keep their native size. Resizing in the decoder (decord's `width`, `height`) saves little, since decoding is
+nearly all of the work; its pixels differ, and a random crop would be cut from the reduced picture
+(`decode_time_resize` in the benchmark).
 """
 
 import math
@@ -16,7 +22,8 @@ import numpy as np
 import torch
 
 BACKENDS = ("decord", "pyav", "torchcodec")
-# decord reads the whole file at each open: beyond this size PyAV, which seeks, costs less (benchmarks/).
+# decord reads the whole file at each open: beyond this size PyAV, which seeks, costs clearly less. Below it the two
+# are close, and decord is taken as the named default (benchmarks/clip_reading.py).
 DECORD_MAX_BYTES = 4 * 2**20
 DECORD_RUN = 16  # frames; a clip that spans no more is read whole: 8 instead of 13 ms of CPU at 128 px
 # decord loops for ever on MPEG-TS and fails on others, so only containers that it is known to read.
@@ -162,7 +169,8 @@ def read_clip(
         times (sequence of `float`, or a function of [`VideoInfo`] that returns one):
             Seconds from the first frame, in any order. The frame at t is the last one that has begun by t; t at the
             very end of the video gives its last frame.
-        backend (`str`): "decord", "pyav", "torchcodec", or "auto": [`choose_backend`], with PyAV when that fails.
+        backend (`str`): "decord", "pyav", "torchcodec": that one, or an error. "auto": [`choose_backend`], which is
+            decord for files up to 4 MiB that it reads rightly and PyAV for the rest, and PyAV when decord fails.
 
     Raises:
         ClipReadError: The file is missing, empty, damaged where it is needed, or not a video, or a time is outside it.

@@ -1,7 +1,8 @@
 """A double of the Hub on loopback: the routes that huggingface_hub's client uses to push and pull, held in memory.
 
 It answers as the Hub does where the client looks (status, X-Error-Code, X-Repo-Commit, ETag) and keeps what a test
-asks about: commits per branch, stored LFS objects, uploads that began.
+asks about: commits per branch, stored LFS objects, uploads that began. Models are kept as "user/name", data sets as
+"datasets/user/name", as in the Hub's own addresses.
 """
 
 import base64
@@ -12,11 +13,14 @@ import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
 WRITE_TOKEN, READ_TOKEN = "hf_double_write", "hf_double_read"
+REPO = r"(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
+API = r"/api/(?:models/|(?=datasets/))" + REPO
 
 
 @dataclass
@@ -86,11 +90,23 @@ class HubDouble:
 
 
 def is_lfs(path: str) -> bool:
-    return path.endswith((".safetensors", ".bin"))
+    return path.endswith((".safetensors", ".bin", ".parquet"))
 
 
 def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def entries_of(commit: Commit) -> list[dict]:
+    """Every file and every folder of a commit, as the Hub's file tree describes them."""
+    folders = {str(parent) for name in commit.files for parent in PurePosixPath(name).parents} - {"."}
+    entries = [{"type": "directory", "path": name, "size": 0, "oid": git_oid(name.encode())} for name in folders]
+    for name, content in commit.files.items():
+        entry = {"type": "file", "path": name, "size": len(content), "oid": git_oid(content)}
+        if is_lfs(name):
+            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        entries.append(entry)
+    return sorted(entries, key=lambda entry: entry["path"])
 
 
 def metadata_errors(content: str) -> list[str]:
@@ -131,16 +147,17 @@ class _Handler(BaseHTTPRequestHandler):
     ROUTES = [
         ("POST", r"/api/repos/create", "create_repo"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<revision>[^/]+)", "create_branch"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "commit"),
-        ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
-        ("PUT", r"/lfs/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})", "lfs_upload"),
-        ("POST", r"/lfs/(?P<repo>[^/]+/[^/]+)/verify", "lfs_verify"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?P<path>/.*)?", "tree"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/]+)", "info"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)", "info"),
-        ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("POST", API + r"/preupload/(?P<revision>[^/]+)", "preupload"),
+        ("POST", API + r"/branch/(?P<revision>[^/]+)", "create_branch"),
+        ("POST", API + r"/commit/(?P<revision>[^/]+)", "commit"),
+        ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("PUT", rf"/lfs/{REPO}/(?P<oid>[0-9a-f]{{64}})", "lfs_upload"),
+        ("POST", rf"/lfs/{REPO}/verify", "lfs_verify"),
+        ("POST", API + r"/paths-info/(?P<revision>[^/]+)", "paths_info"),
+        ("GET", API + r"/tree/(?P<revision>[^/]+)(?P<path>/.*)?", "tree"),
+        ("GET", API + r"/revision/(?P<revision>[^/]+)", "info"),
+        ("GET", API, "info"),
+        ("GET", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     ]
 
     def log_message(self, *args):
@@ -218,10 +235,11 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self.body())
         if not self.may_write():
             return
-        repo_id = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+        kind = "datasets/" if wanted.get("type") == "dataset" else ""
+        repo_id = f"{kind}{wanted.get('organization') or 'user'}/{wanted['name']}"
         url = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id}
         if repo_id in self.hub.repos:
-            return self.answer(409, url | {"error": "You already created this model repo"})
+            return self.answer(409, url | {"error": "You already created this repo"})
         self.hub.create(repo_id, private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
         self.answer(200, url)
 
@@ -322,20 +340,28 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return
         siblings = [{"rfilename": name} for name in found[1].files]
+        repo = repo.removeprefix("datasets/")
         self.answer(200, {"id": repo, "sha": found[1].sha, "private": found[0].private, "siblings": siblings})
 
     def tree(self, repo: str, revision: str, path: str = ""):
         found = self.find(repo, revision)
         if found is None:
             return
-        entries = []
-        for name, content in found[1].files.items():
-            entry = {"type": "file", "path": name, "size": len(content), "oid": git_oid(content)}
-            if is_lfs(name):
-                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-            if name.startswith(path.strip("/")):
-                entries.append(entry)
-        self.answer(200, json.dumps(entries).encode())
+        path = path.strip("/")
+        inside = [entry for entry in entries_of(found[1]) if not path or entry["path"].startswith(f"{path}/")]
+        if path and not inside:
+            return self.answer(404, {"error": f"{path} does not exist"}, (), "EntryNotFound")
+        if parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() != "true":
+            depth = path.count("/") + 1 if path else 0
+            inside = [entry for entry in inside if entry["path"].count("/") == depth]
+        self.answer(200, json.dumps(inside).encode())
+
+    def paths_info(self, repo: str, revision: str):
+        body = self.body().decode()
+        wanted = parse_qs(body)["paths"] if not body.startswith("{") else json.loads(body)["paths"]
+        found = self.find(repo, revision)
+        if found is not None:  # what is not there is left out, as on the Hub
+            self.answer(200, json.dumps([e for e in entries_of(found[1]) if e["path"] in wanted]).encode())
 
     def resolve(self, repo: str, revision: str, path: str):
         found = self.find(repo, revision)

@@ -243,6 +243,8 @@ def oracle(path):
                     tags = [tag.strip(" \t\f") for tag in inner.split(",")] if inner.strip(" \t\f") else []
                     assert all(tag.isdigit() and int(tag) < 2**31 for tag in tags)
                     row[name] = [int(tag) for tag in tags]
+                elif EGOCLIP_FEATURES[name].dtype != "string" and value.strip() != value.strip(" "):
+                    raise ValueError("Python would also skip vertical tabs and form feeds around a number")
                 elif name in ("clip_idx", "narration_ind"):
                     row[name] = int(value, 16 if value[:2].lower() == "0x" else 10)  # pyarrow reads 0x1f as 31
                     limit = 2**63 if name == "clip_idx" else 2**31

@@ -39,6 +39,7 @@ def test_memory_files_and_threads_stay_flat(tmp_path, backend):
     before = resident_mb(), len(os.listdir("/proc/self/fd")), num_threads()
     read(NUM_CLIPS)
     after = resident_mb(), len(os.listdir("/proc/self/fd")), num_threads()
+    print(f"{backend}, {NUM_CLIPS} clips: (MB, files, threads) {before} before, {after} after")  # pytest -s shows it
     assert after[0] - before[0] < 20, f"{before[0]:.0f} MB before, {after[0]:.0f} MB after {NUM_CLIPS} clips"
     assert after[1] <= before[1] and after[2] <= before[2], (before, after)
     assert num_threads() < 16

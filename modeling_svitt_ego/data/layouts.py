@@ -130,7 +130,7 @@ class VideoStore:
         layout (`str` or `Layout`, *optional*):
             `"undivided"`, `"egovlp"`, `"lavila"`, `"avion"` or a `Layout` with other numbers. Found by looking if not
             given.
-        backend (`str`): Passed to `read_clip`.
+        backend (`str`): The decoder, as in `read_clip`: "auto" goes by the file, a name holds for all of them.
     """
 
     def __init__(
