@@ -9,6 +9,7 @@ import torch
 from tiny_data import egoclip_row, egomcq_item, frame_numbers, write_egoclip, write_json, write_video
 from torch.utils.data import DataLoader
 
+from modeling_svitt_ego import data
 from modeling_svitt_ego.clip_reading import ClipReadError
 from modeling_svitt_ego.data.clips import ClipCollator, EgoClipDataset, derive_seed, multi_hot
 from modeling_svitt_ego.data.egoclip import load_egoclip
@@ -355,3 +356,11 @@ def test_views_of_a_clip_are_drawn_apart_and_each_becomes_a_row(corpus):
     assert batch["text"] == ["#C C picks item 4", "#C C picks item 5"] * 2
     assert batch["shown"][0] == first and batch["shown"][2] == second
     assert batch["noun_tags"].shape[0] == 4 and torch.equal(batch["noun_tags"][:2], batch["noun_tags"][2:])
+
+
+def test_what_the_sub_package_names_is_there():
+    """Catches a name in its table that has moved to another module."""
+    for name in data.__all__:
+        assert getattr(data, name).__name__ == name
+    with pytest.raises(AttributeError, match="load_ego4d"):
+        data.load_ego4d
