@@ -1,4 +1,4 @@
-"""Annotation files, video folders and clips. What is named here is imported on first use: `datasets` takes a second."""
+"""Annotation files, video folders and clips. What is named here is imported when used: `datasets` takes a second."""
 
 from importlib import import_module
 
