@@ -36,8 +36,9 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
-        "transformers>=5.17",
-        "huggingface_hub>=1.5",
+        # 5.17 cannot resume several processes on a CPU: it asks torch.load for the device cpu:0
+        "transformers>=5.18",
+        "huggingface_hub>=1.31",  # as transformers 5.18
         "accelerate>=1.3",
         "datasets>=4.0",
         "evaluate>=0.4.5",

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tiny_data import egomcq_item, write_json, write_video
 from tiny_folder import save_tiny_folder
 from tiny_model import tiny_model
+from tiny_pretraining import free_port
 
 import modeling_svitt_ego.evaluation.encoding as encoding
 from modeling_svitt_ego import SViTTEgoForVideoClassification, SViTTEgoForVideoTextRetrieval, SViTTEgoModel
@@ -182,7 +183,7 @@ def test_two_real_processes_give_the_numbers_of_one(world, tmp_path):
         # accelerate starts several processes only for --multi_gpu, and joins them on a CPU only if told to use it.
         kind = "--multi_gpu" if number > 1 else "--cpu"
         command = ["-m", "accelerate.commands.launch", kind, "--num_machines", "1", "--mixed_precision", "no"]
-        command += ["--main_process_port", "0"]
+        command += ["--main_process_port", free_port()]
         command += ["--dynamo_backend", "no", "--num_processes", str(number), "--num_cpu_threads_per_process", "1"]
         command += ["-m", "modeling_svitt_ego.cli", "evaluate", "egomcq", str(world.model), "--num-workers", "0"]
         command += ["--annotations", str(world.json), "--videos", str(world.videos), "--output", str(files[-1])]

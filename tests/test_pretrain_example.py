@@ -10,7 +10,7 @@ import pytest
 from fsdp_on_cpu import __file__ as on_cpu
 from run_examples_in_turn import __file__ as in_turn
 from tiny_data import egomcq_item, write_json
-from tiny_pretraining import make_corpus, small_config
+from tiny_pretraining import free_port, make_corpus, small_config
 from transformers import AutoModel
 
 REPO = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ TWO = [
     "--num_machines",
     "1",
 ]
-TWO += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # gloo, by --use_cpu
+TWO += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # gloo, by --use_cpu
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,10 @@ def runs(tmp_path_factory):
         "one-stages": {"per_device_train_batch_size": 8, **stages},
         "resumed": {"per_device_train_batch_size": 8, "save_steps": 2, "max_steps": 4},
     }
-    for name, settings, launch in (("two", two, TWO), ("one", one, [sys.executable])):
+    for name, settings, launch in (
+        ("two", two, [*TWO, "--main_process_port", free_port()]),
+        ("one", one, [sys.executable]),
+    ):
         lines = [line(name, **options) for name, options in settings.items()]
         if name == "one":
             lines[-1] = [*line("one", **one["resumed"]), "--resume", "true"]
@@ -132,7 +135,7 @@ def test_the_sharding_configuration_trains_saves_and_resumes_on_two_processes(ru
     ]
     (runs / "fsdp.json").write_text(json.dumps([common + line for line in lines]))
     launch = [*TWO[:3], "--config_file", REPO / "examples" / "fsdp.yaml", "--num_processes", "2"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
     log = run([*launch, on_cpu, in_turn, SCRIPT, runs / "fsdp.json"])
     assert log.count("ran as DistributedType.FSDP on cpu") == 2 and "Resuming from" in log
     assert logged(runs / "fsdp", prefix="checkpoint-4") == pytest.approx(

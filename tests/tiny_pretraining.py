@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import sys
 
 import torch
@@ -17,6 +18,13 @@ from modeling_svitt_ego.trainer import SViTTEgoTrainer, SViTTEgoTrainingArgument
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40}
 LIVELY = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def free_port() -> str:
+    """For a launcher on this machine. accelerate 1.3 waits for ever if it is asked to choose one itself (0)."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 def small_config(lively=True, **fields) -> SViTTEgoConfig:
