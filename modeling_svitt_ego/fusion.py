@@ -60,8 +60,9 @@ class FusionLayer(GradientCheckpointingLayer):
         hidden_states, _ = self.attention(hidden_states, attention_mask)
         kept = None
         if num_kept is not None:
-            with torch.no_grad():  # a ranking: no gradient flows through which tokens are kept
-                kept = select_tokens(self.score(hidden_states, video_states, text_mask), num_kept)
+            # A ranking: no gradient flows through which tokens are kept. Detached, too, for torch's module trackers.
+            with torch.no_grad():
+                kept = select_tokens(self.score(hidden_states.detach(), video_states.detach(), text_mask), num_kept)
         hidden_states, _ = self.cross_attention(hidden_states, None, video_states)
         return self.feed_forward(hidden_states), kept
 
