@@ -170,6 +170,14 @@ def test_costs_of_dense_attention_are_those_of_the_formula():
     assert steps["dense"].seconds() > 0
 
 
+def test_costs_of_the_fusion_tower_fall_with_its_keep_rate():
+    """Catches pruning that torch's counter cannot follow (it hooks what requires gradients), or that saves nothing."""
+    settings = plan.settings_of("3m", "tiny")
+    flops = [costs.Step(setting, "tiny", 4, 2, torch.device("cpu")).flops() for setting in settings]
+    assert settings[0].fields["fusion_keep_rate"] == 1.0
+    assert max(flops) == flops[0] and len(set(flops)) == len(flops)
+
+
 @pytest.mark.parametrize("scale", ["tiny", "base"])
 def test_every_setting_is_a_valid_configuration_and_states_what_is_varied(scale):
     for number in plan.TRAINED:
