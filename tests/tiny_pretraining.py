@@ -1,10 +1,10 @@
 """A corpus and a trainer for tests of pretraining: 16 clips of grey noise, a model with all randomness on."""
 
-import multiprocessing
 import os
 import socket
 import sys
 
+import multiprocess  # that of datasets
 import torch
 from tiny_data import egoclip_row, write_egoclip, write_video
 
@@ -76,19 +76,27 @@ def losses(trainer) -> list[float]:
 
 
 def in_a_child(run, log) -> int:
-    """Exit code of `run()` in a process of its own (negative: killed by that signal); what it prints is in `log`."""
+    """
+    Exit code of `run()` in a process of its own (negative: killed by that signal); what it prints is in `log`.
 
-    def child():
-        with open(log, "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout = sys.stderr = open(log, "a", buffering=1)
-        run()
-
-    process = multiprocessing.get_context("fork").Process(target=child)
+    That process is forked from one that has imported everything and computed nothing: torch refuses autograd in a fork
+    of a process whose autograd has made threads, as some other test's may have. dill, because `run` is a closure.
+    """
+    context = multiprocess.get_context("forkserver")
+    context.set_forkserver_preload(["modeling_svitt_ego.demo"])
+    process = context.Process(target=_run_with_log, args=(run, log, torch.get_num_threads()))
     process.start()
     process.join(120)
     if process.is_alive():
         process.kill()
         raise TimeoutError(f"still running after 120 s; see {log}")
     return process.exitcode
+
+
+def _run_with_log(run, log, num_threads) -> None:
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = open(log, "a", buffering=1)
+    torch.set_num_threads(num_threads)
+    run()
