@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,17 @@ def claim_folder(folder: Path, name: str, settings: dict) -> None:
         raise FileExistsError(f"{str(folder)!r} is not empty and {name} is missing: not made by this command.")
     if different := differences(there, settings, "asked for"):
         raise FileExistsError(f"{str(folder)!r} was made with other settings ({different}).")
+
+
+class FolderReport:
+    """Base of the dataclasses that tell what a command left in its folder; they list `failures`."""
+
+    @property
+    def exit_code(self) -> int:
+        return int(bool(self.failures))
+
+    def as_dict(self) -> dict:
+        return {**asdict(self), "exit_code": self.exit_code}
 
 
 def num_cores() -> int:

@@ -30,7 +30,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..clip_reading import ClipReadError, clip_times, frame_indices
-from ..resumable_folder import claim_folder, num_cores, run_jobs
+from ..resumable_folder import FolderReport, claim_folder, num_cores, run_jobs
 from .arrow_cache import content_hash
 from .clips import EgoClipDataset
 from .egoclip import EGOCLIP_FEATURES, load_egoclip
@@ -77,7 +77,7 @@ class ShardSettings:
 
 
 @dataclasses.dataclass
-class ShardReport:
+class ShardReport(FolderReport):
     """What the folder holds, over all runs."""
 
     output: str
@@ -87,13 +87,6 @@ class ShardReport:
     seconds_elapsed: float = 0.0
     clips_this_run: int = 0
     failures: list[dict] = dataclasses.field(default_factory=list)  # row, video_uid, start, path, reason
-
-    @property
-    def exit_code(self) -> int:
-        return int(bool(self.failures))
-
-    def as_dict(self) -> dict:
-        return {**dataclasses.asdict(self), "exit_code": self.exit_code}
 
     def table(self) -> str:
         lines = [

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..clip_reading import ClipReadError, probe_video
-from ..resumable_folder import claim_folder, num_cores, run_jobs
+from ..resumable_folder import FolderReport, claim_folder, num_cores, run_jobs
 from .layouts import LAYOUTS, VIDEO_SUFFIXES, Layout
 from .transcoding import Encoding, TranscodeError, transcode
 from .video_uid import check_video_uid
@@ -59,7 +59,7 @@ class Job:
 
 
 @dataclasses.dataclass
-class PrepareReport:
+class PrepareReport(FolderReport):
     """What was done, over all runs on this folder (`seconds_elapsed`: in this run)."""
 
     output: str
@@ -72,13 +72,6 @@ class PrepareReport:
     seconds_elapsed: float = 0.0
     video_seconds_this_run: float = 0.0
     failures: list[dict] = dataclasses.field(default_factory=list)  # path, reason
-
-    @property
-    def exit_code(self) -> int:
-        return int(bool(self.failures))
-
-    def as_dict(self) -> dict:
-        return {**dataclasses.asdict(self), "exit_code": self.exit_code}
 
     def table(self) -> str:
         share = self.output_bytes / max(self.source_bytes, 1)
