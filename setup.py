@@ -37,7 +37,8 @@ setup(
         "torch>=2.11",
         "torchvision>=0.26",
         # 5.17 cannot resume several processes on a CPU: it asks torch.load for the device cpu:0
-        "transformers>=5.18",
+        # 5.24 asks for PEFT 0.22 to load adapters, and the newest PEFT is 0.21.2 (November 2026)
+        "transformers>=5.18,!=5.24.*",
         "huggingface_hub>=1.31",  # as transformers 5.18
         "accelerate>=1.3",
         "datasets>=4.0",
