@@ -21,6 +21,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .block_attention import dense_attention, edge_attention
 from .configuration_svitt_ego import SViTTEgoVisionConfig, num_kept_tokens
 from .flex_blocks import flex_edge_attention
+from .lean_linear import linears_after
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
 from .resampling import resample_relative_position_bias
 from .sparsity import (
@@ -144,18 +145,21 @@ class VisionAttention(nn.Module):
 
     def forward(
         self,
+        layernorm: nn.LayerNorm,
         hidden_states: torch.Tensor,  # (B, N, C)
+        scale: torch.Tensor,  # (C,)
         token_ids: torch.Tensor,  # (1 or B, n)
         num_frames: int,
         block_ids: torch.Tensor | None,  # (M, K); None is dense
         need_cls_attention: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Context (B, N, C), the whole attention (B, H, N, N) if eager, the [CLS] row (B, H, N) if needed."""
+        """
+        scale * attention(layernorm(hidden_states)) (B, N, C), the whole attention (B, H, N, N) if eager, the [CLS] row
+        (B, H, N) if needed.
+        """
         shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.head_dim)
-        q, k, v = (
-            projection(hidden_states).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projections = linears_after(layernorm, hidden_states, (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (projection.view(shape).transpose(1, 2) for projection in projections)
         config = self.config
         table = resample_relative_position_bias(
             self.relative_position_bias_table, config.num_frames, num_frames, self.grid_size
@@ -204,7 +208,10 @@ def eager_attention(module, q, k, v, attention_mask, scaling: float, dropout: fl
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between: the same in all three towers."""
+    """
+    Two linear layers with an activation between: the same in all three towers. In the video tower with a LayerNorm
+    before them and LayerScale after them, handed in so that little is kept for the backward (lean_linear.py).
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -212,8 +219,12 @@ class MLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+    def forward(
+        self, hidden_states: torch.Tensor, layernorm: nn.LayerNorm | None = None, scale: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        (inner,) = linears_after(layernorm, hidden_states, [self.fc1])
+        (output,) = linears_after(self.activation, inner, [self.fc2], scale)
+        return output
 
 
 class VisionLayer(GradientCheckpointingLayer):
@@ -251,10 +262,10 @@ class VisionLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's output and the ids of its tokens, fewer than entered if it prunes."""
         by_attention = num_kept is not None and self.keep_strategy == "cls_attn"
-        context, _, cls_attention = self.attention(
-            self.layernorm_before(hidden_states), token_ids, num_frames, block_ids, by_attention
+        attended, _, cls_attention = self.attention(
+            self.layernorm_before, hidden_states, self.lambda_1, token_ids, num_frames, block_ids, by_attention
         )
-        hidden_states = hidden_states + self.drop_path(self.lambda_1 * context)
+        hidden_states = hidden_states + self.drop_path(attended)
         if num_kept is not None:
             if by_attention:
                 scores = cls_attention.detach()[:, :, 1:].mean(1)  # head mean, (B, n)
@@ -263,7 +274,7 @@ class VisionLayer(GradientCheckpointingLayer):
             kept = select_tokens(scores, num_kept)
             token_ids = token_ids.expand(hidden_states.shape[0], -1).gather(1, kept)
             hidden_states = take_tokens(hidden_states, kept)
-        hidden_states = hidden_states + self.drop_path(self.lambda_2 * self.mlp(self.layernorm_after(hidden_states)))
+        hidden_states = hidden_states + self.drop_path(self.mlp(hidden_states, self.layernorm_after, self.lambda_2))
         return hidden_states, token_ids
 
 

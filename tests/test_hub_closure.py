@@ -19,6 +19,7 @@ SHIPPED = [
     "encoders.py",
     "flex_blocks.py",
     "fusion.py",
+    "lean_linear.py",
     "losses.py",
     "modeling_svitt_ego.py",
     "pipeline_svitt_ego.py",
