@@ -182,12 +182,14 @@ class VisionAttention(nn.Module):
             with torch.no_grad():  # a ranking: no gradient flows through which tokens are kept
                 cls_attention = cls_row(q, k, v, table, positions)[1]
         context = context.transpose(1, 2).reshape(hidden_states.shape)
-        return self.o_proj(context), attention, cls_attention
+        (output,) = linears_after(None, context, [self.o_proj], scale)
+        return output, attention, cls_attention
 
     def dense(self, q, k, v, table, positions: RelativePositions):
         """All pairs: the context, the attention if eager, the [CLS] row if it comes with them."""
-        if self.config._attn_implementation == "sdpa" and torch.is_grad_enabled():
-            # A bias that needs a gradient makes the library's function keep (B, H, N, N) for the backward.
+        if self.config._attn_implementation == "sdpa" and (torch.is_grad_enabled() or q.device.type == "cpu"):
+            # The library's function takes the bias as a (B, H, N, N) mask and, where that needs a gradient, keeps as
+            # much for the backward. On a CPU it is also slower without one: 1.15 times at 4 frames, 1.27 at 16.
             context, cls_attention = dense_attention(q, k, v, table, positions)
             return context, None, cls_attention
         bias = positions.dense_bias(table).to(q.dtype)
