@@ -15,9 +15,9 @@ from torch import nn
 
 from .sparsity import RelativePositions
 
-# One chunk of scores has about this many elements. On a CPU 2 to 4 MiB of float32 stay in the cache. On other devices,
+# One chunk of scores has about this many elements. On a CPU 2 MiB of float32 stay in the cache. On other devices,
 # and in a compiled graph, which unrolls the chunks, larger ones cost less.
-CPU_CHUNK_ELEMENTS = 2**20
+CPU_CHUNK_ELEMENTS = 2**19
 CHUNK_ELEMENTS = 2**25
 
 
