@@ -6,7 +6,8 @@ A configuration is a whole base-size tower with random weights at 224 px: its fo
 and backward, no optimizer). The configurations of one number of frames run in turn, `--rounds` times; medians are
 kept, and ratios are medians of the ratios within a round, so that a machine that slows down slows all alike. Memory is
 weighed in a process of its own, at the second step: bytes saved for the backward; peak, gradients included, above what
-is there before the step, resident (CPU) or allocated (GPU).
+is there before the step, resident (CPU) or allocated (GPU). What does not fit `--memory-limit` is recorded so.
+Where a step takes minutes, `--no-warm-up` saves the one that is not counted.
 
 The record is written after each measurement: an interrupted run goes on where it stopped when started again,
 `--report` only prints. The FLOP bound is the ratio of the matrix FLOPs, dense to sparse; nothing is extrapolated.
@@ -50,7 +51,8 @@ PATTERNS = {
     "node": dict(num_random_blocks=None, keep_rate=0.7),
     "both": dict(num_random_blocks=3, keep_rate=0.7),
 }
-# "library" is F.scaled_dot_product_attention with the bias as mask, where "sdpa" computes dense attention in chunks.
+# "library" is what one would write with the library alone: F.scaled_dot_product_attention with the bias as mask, in
+# torch's own graph; "sdpa" computes dense attention in chunks, and its tower keeps less (lean_linear.py).
 IMPLEMENTATIONS = {
     "dense": ("eager", "library", "sdpa", "flex_attention"),
     "edge": ("eager", "sdpa", "flex_attention"),
@@ -126,6 +128,10 @@ class Runner:
                 pattern, implementation = name.split("/")
                 config = vision_config(pattern, num_frames, **sizes)
                 model = SViTTEgoVisionModel._from_config(config, attn_implementation=implementation)
+                if implementation == "library":
+                    for module in model.modules():
+                        if isinstance(module, torch.nn.Linear):  # a layer with a hook is called in torch's own way
+                            module.register_forward_hook(lambda *_: None)
             self.inputs = {("pixel_values_videos" if name not in OTHERS else "pixel_values"): clips}
         self.device, self.bf16 = device, bf16
         self.model = model.train().to(device)
@@ -159,10 +165,11 @@ class Runner:
         return (clock() - begin) / share
 
 
-def weigh(name: str, num_frames: int, batch_size: int, device: str, bf16: bool, sizes: dict) -> dict:
+def weigh(name: str, num_frames: int, batch_size: int, device: str, bf16: bool, sizes: dict, warm_up: bool) -> dict:
     """Bytes of one training step above the model, in this (fresh) process."""
     runner = Runner(name, num_frames, batch_size, device, bf16, sizes)
-    runner.step()  # kernels are compiled, libraries loaded, workspaces made
+    if warm_up:
+        runner.step()  # kernels are compiled, libraries loaded, workspaces made
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -264,7 +271,8 @@ def run(arguments) -> dict:
                     if runner is None:
                         given = (name, num_frames, arguments.batch_size, arguments.device, arguments.bf16, sizes)
                         runner = Runner(*given)
-                        runner.timed(kind)  # not counted
+                        if not arguments.no_warm_up:
+                            runner.timed(kind)  # not counted
                         if arguments.keep_models:
                             runners[name] = runner
                     times[name].append(runner.timed(kind))
@@ -276,12 +284,17 @@ def run(arguments) -> dict:
 
 def _weigh_apart(name: str, num_frames: int, arguments) -> dict:
     given = [name, num_frames, arguments.batch_size, arguments.device, arguments.bf16, json.loads(arguments.sizes)]
+    given.append(not arguments.no_warm_up)
     command = [sys.executable, __file__, "--weigh", json.dumps(given), "--threads", str(arguments.threads)]
+    if arguments.memory_limit:
+        command += ["--memory-limit", str(arguments.memory_limit)]
     # Otherwise glibc keeps freed memory for later, and resident memory shows what once was.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        if "alloc" in last and arguments.memory_limit:
+            last = f"does not fit in {arguments.memory_limit:g} GiB: {last}"
         found = {"error": last if done.returncode > 0 else f"killed by signal {-done.returncode} (memory?)"}
     else:
         found = json.loads(done.stdout.splitlines()[-1])
@@ -314,7 +327,7 @@ def report(result: dict) -> str:
         reference = entry["memory"].get(REFERENCE, {}).get("peak_bytes")
         for name, memory in entry["memory"].items():
             if "error" in memory:
-                lines.append(f"| {name} | {memory['error']} |" + " |" * 6)
+                lines.append(f"| {name} | {memory['error'].split(': ')[0]} |" + " |" * 6)
                 continue
             cells = []
             for kind in ("forward", "step"):
@@ -336,35 +349,40 @@ def report(result: dict) -> str:
 
 
 def plot(result: dict, path: str, batch_size: int) -> None:
-    """Speed-up of a training step over dense attention by the library, per number of frames, with the FLOP bound."""
+    """
+    Speed-up of a training step per number of frames, with the FLOP bound: over dense attention by the library, as far
+    as that fits into memory, and over our own.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise SystemExit("--plot needs matplotlib: pip install -e .[benchmark]") from None
     entries = [e for e in result["runs"].values() if e.get("step") and e["batch_size"] == batch_size]
     entries.sort(key=lambda e: e["num_frames"])
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    frames = [e["num_frames"] for e in entries]
-    bound = [e["gflops"]["dense"] / e["gflops"]["both"] for e in entries]
-    axes.plot(frames, bound, "ks--", label="FLOP bound, both")
-    for name in ("dense/sdpa", "edge/sdpa", "node/sdpa", "both/sdpa", "both/flex_attention", *OTHERS):
-        found = [(e["num_frames"], speedup(e["step"], name)) for e in entries if speedup(e["step"], name)]
-        if found:
-            axes.plot(*zip(*found), marker="o", label=name, alpha=0.5 if name in OTHERS else 1.0)
-    axes.set(xscale="log", yscale="log", xticks=frames, xticklabels=[str(f) for f in frames])
-    axes.minorticks_off()
-    axes.set(
-        xlabel="frames", ylabel="times faster than dense SDPA with bias", title=f"Training step, batch {batch_size}"
-    )
-    ticks = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12)
-    axes.set_yticks(ticks, [str(t) for t in ticks])
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    for axes, reference in zip(figure.subplots(1, 2, sharey=True), (REFERENCE, "dense/sdpa")):
+        frames = [e["num_frames"] for e in entries if e["step"].get(reference)]
+        bound = [e["gflops"]["dense"] / e["gflops"]["both"] for e in entries if e["step"].get(reference)]
+        axes.plot(frames, bound, "ks--", label="FLOP bound, both")
+        for name in ("dense/sdpa", "edge/sdpa", "node/sdpa", "both/sdpa", "both/flex_attention", *OTHERS):
+            found = [(e["num_frames"], speedup(e["step"], name, reference)) for e in entries]
+            found = [point for point in found if point[1]]
+            if found and name != reference:
+                axes.plot(*zip(*found), marker="o", label=name, alpha=0.5 if name in OTHERS else 1.0)
+        axes.set(xscale="log", yscale="log", xticks=frames, xticklabels=[str(f) for f in frames], xlabel="frames")
+        axes.minorticks_off()
+        axes.set_title(f"times faster than {reference}", fontsize=10)
+        ticks = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
+        axes.set_yticks(ticks, [str(t) for t in ticks])
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     info = result["machine"]
-    axes.text(0, -0.16, f"{info['processor']}, {info['threads']} threads, {info['precision']}, torch {info['torch']}",
-              transform=axes.transAxes, fontsize=7)  # fmt: skip
-    figure.savefig(path, dpi=150)
+    figure.suptitle(
+        f"Training step, batch {batch_size}: {info['processor']}, {info['threads']} threads, {info['precision']}, "
+        f"torch {info['torch']}",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=130)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -373,11 +391,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--kinds", nargs="+", default=["step", "forward"], choices=["step", "forward"])
+    parser.add_argument("--kinds", nargs="*", default=["step", "forward"], choices=["step", "forward"],
+                        help="what to time; with none, memory alone is weighed")  # fmt: skip
     parser.add_argument("--only", nargs="+", help="names such as both/sdpa; all otherwise")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-warm-up", action="store_true", help="count and weigh the first step: for minutes a step")
+    parser.add_argument("--memory-limit", type=float, help="GiB that a weighed process may take (Linux)")
     parser.add_argument("--cpu-time", action="store_true", help="seconds of the processor, for a busy machine")
     parser.add_argument("--sizes", default="{}", help="configuration fields as JSON, for a small check")
     parser.add_argument("--keep-models", action="store_true", help="do not make each model anew in each round")
@@ -388,6 +409,9 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     Runner.cpu_time = arguments.cpu_time
     if arguments.weigh:
+        if arguments.memory_limit:  # an error instead of a machine without memory
+            limit = int(arguments.memory_limit * 2**30)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         print(json.dumps(weigh(*json.loads(arguments.weigh))))
         return
     result = json.loads(Path(arguments.output).read_text()) if arguments.report else run(arguments)
