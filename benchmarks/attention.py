@@ -175,7 +175,7 @@ def weigh(name: str, num_frames: int, batch_size: int, device: str, bf16: bool, 
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        watch = _PeakResident()
+        watch = PeakResident()
     with SavedBytes(exclude=runner.model.parameters()) as saved:
         loss = runner.forward().float().square().mean()
     found = {"saved_bytes": saved.total}
@@ -186,7 +186,7 @@ def weigh(name: str, num_frames: int, batch_size: int, device: str, bf16: bool, 
     return found | {"peak_bytes": watch.stop(), "gradient_bytes": gradients}
 
 
-class _PeakResident:
+class PeakResident:
     """Largest resident memory above the present one, looked at every 2 ms: ru_maxrss cannot be set back."""
 
     def __init__(self):
@@ -213,8 +213,8 @@ class _PeakResident:
 # --------------------------------------------------------------------------------------------------------- the run
 
 
-def machine(arguments) -> dict:
-    device, bf16, threads = arguments.device, arguments.bf16, arguments.threads
+def machine(device: str, precision: str, threads: int) -> dict:
+    """What stands beside every number."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -226,9 +226,7 @@ def machine(arguments) -> dict:
         "processor": torch.cuda.get_device_name() if device == "cuda" else model,
         "device": device,
         "threads": threads,
-        "precision": "bf16 autocast" if bf16 else "fp32",
-        "clock": "device" if device == "cuda" else "processor" if arguments.cpu_time else "wall",
-        "sizes": arguments.sizes,
+        "precision": precision,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -240,7 +238,9 @@ def machine(arguments) -> dict:
 def run(arguments) -> dict:
     path = Path(arguments.output)
     result = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-    now = machine(arguments)
+    now = machine(arguments.device, "bf16 autocast" if arguments.bf16 else "fp32", arguments.threads)
+    now["clock"] = "device" if arguments.device == "cuda" else "processor" if arguments.cpu_time else "wall"
+    now["sizes"] = arguments.sizes
     unlike = {k for k in now if k != "date" and "machine" in result and result["machine"][k] != now[k]}
     if unlike:
         raise SystemExit(f"{path} was measured otherwise ({', '.join(sorted(unlike))}); give another --output.")
@@ -255,7 +255,7 @@ def run(arguments) -> dict:
         for name in chosen:
             if name not in memory:
                 memory[name] = _weigh_apart(name, num_frames, arguments)
-                _write(path, result)
+                write_record(path, result)
         for kind in arguments.kinds:
             times = entry.setdefault(kind, {})
             usable = [n for n in chosen if "error" not in memory[n]]
@@ -277,7 +277,7 @@ def run(arguments) -> dict:
                             runners[name] = runner
                     times[name].append(runner.timed(kind))
                     print(f"{key} {kind} {name}: {times[name][-1]:.3f} s", flush=True)
-                    _write(path, result)
+                    write_record(path, result)
                     del runner
     return result
 
@@ -302,7 +302,7 @@ def _weigh_apart(name: str, num_frames: int, arguments) -> dict:
     return found
 
 
-def _write(path: Path, result: dict) -> None:
+def write_record(path: Path, result: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,14 +1,19 @@
-"""What training keeps in memory: bytes saved for the backward, and from them the batch that fits a card.
+"""What training takes of memory: bytes kept for the backward, bytes alive at the peak, and the batch that fits a card.
 
-The bytes are counted on tensors without data (torch's fake tensors), so no card is needed and none is asked: the sum
-is an estimate.
+The bytes are counted on tensors without data (torch's fake tensors), so no card is needed and none is asked. What a
+card takes besides, CUDA's context and what its allocator cannot use, is assumed.
 """
 
+import bisect
 import copy
+import weakref
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers.initialization import no_init_weights
 
 from . import block_attention
@@ -19,6 +24,8 @@ GIB = 2**30
 CARDS_GIB = (8, 12, 16, 24, 40, 80)
 # Assumed, not measured: CUDA's context and workspaces, and what the allocator cannot use.
 RESERVE_GIB = 1.0
+# Peaks are counted at these batches. Up to the last but one the chunks of attention scores grow with the batch.
+COUNTED_BATCHES = (1, 8, 16, 32)
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
@@ -56,71 +63,117 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return super().__exit__(*exception)
 
 
+class LiveBytes(TorchDispatchMode):
+    """
+    Counts the bytes of the tensors made inside the `with` block that are alive, in the forward and in the backward.
+
+    ```python
+    with LiveBytes(exclude=[*model.parameters(), *batch.values()]) as live:
+        model(**batch).loss.backward()
+    live.peak  # bytes; a storage counts once, from when it is made until nothing refers to it
+    ```
+    """
+
+    def __init__(self, exclude=()):
+        self._alive = {x.untyped_storage()._cdata for x in exclude}
+        self.now = self.peak = 0
+        super().__init__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage):
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._alive:
+            self._alive.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int):
+        self._alive.discard(key)
+        self.now -= size
+
+
 @dataclass
 class TrainingMemory:
     """
-    Bytes that a training step of the dual encoder (EgoNCE, AdamW, bf16 autocast) takes on a card, as a function of the
-    micro-batch.
+    Bytes that a training step of the dual encoder (EgoNCE, bf16 autocast, fused AdamW, the Trainer's default) takes.
 
     Attributes:
         num_parameters (`int`): all are trained, in float32.
-        saved_fixed, saved_per_clip (`float`): bytes kept for the backward, whatever the batch (the weights' bfloat16
-            copies) and per clip with its narration: a line through the counts at batches 1 and 2.
-        transient_fixed, transient_per_clip (`float`): largest need of the moment in the backward, an upper estimate:
-            one chunk of attention scores, the gradients of the widest activation and, with checkpointing, the layer
-            that is computed again.
+        peaks (`dict[int, int]`): by micro-batch, the most that forward and backward have alive at once, beyond
+            weights, gradients, optimizer and the batch itself.
+        batch_bytes (`int`): of one clip with its narration.
     """
 
     num_parameters: int
-    saved_fixed: float
-    saved_per_clip: float
-    transient_fixed: float
-    transient_per_clip: float
+    peaks: dict[int, int]
+    batch_bytes: int = 0
 
     @property
     def states(self) -> int:
-        """Weight, gradient and AdamW's two moments, 4 bytes each."""
+        """Weight, gradient and AdamW's two moments, 4 bytes each. Gradient accumulation holds gradients all along."""
         return 16 * self.num_parameters
 
-    def saved(self, batch_size: int) -> float:
-        return self.saved_fixed + self.saved_per_clip * batch_size
+    @property
+    def per_clip(self) -> float:
+        """Bytes that one clip more takes in a large batch."""
+        first, last = sorted(self.peaks)[-2:]
+        return (self.peaks[last] - self.peaks[first]) / (last - first) + self.batch_bytes
 
     def peak(self, batch_size: int) -> float:
-        in_backward = self.saved(batch_size) + self.transient_fixed + self.transient_per_clip * batch_size
-        in_optimizer = 4 * self.num_parameters  # temporaries of AdamW over all weights at once
-        return self.states + max(in_backward, in_optimizer)
+        """Between two counted batches on the line through them, beyond the last on the last line."""
+        counted = sorted(self.peaks)
+        place = min(max(bisect.bisect_left(counted, batch_size), 1), len(counted) - 1)
+        low, high = counted[place - 1 : place + 1]
+        slope = (self.peaks[high] - self.peaks[low]) / (high - low)
+        return self.states + self.peaks[low] + slope * (batch_size - low) + self.batch_bytes * batch_size
 
     def largest_batch(self, gib: float, reserve_gib: float = RESERVE_GIB) -> int:
         """Largest micro-batch that fits a card of `gib`; 0 if not even one clip does."""
         room = (gib - reserve_gib) * GIB
-        if self.peak(1) > room:
-            return 0
-        per_clip = self.saved_per_clip + self.transient_per_clip
-        return int((room - self.states - self.saved_fixed - self.transient_fixed) // per_clip)
+        return bisect.bisect_right(range(1, 1 << 20), room, key=self.peak)
 
 
-def count_saved_bytes(
-    config: SViTTEgoConfig, batch_size: int, num_frames: int, text_length: int, checkpointing: bool
-) -> int:
-    """Bytes that the dual encoder's forward in bfloat16 autocast keeps for the backward, parameters not counted."""
-    with FakeTensorMode():
+def count_bytes(
+    config: SViTTEgoConfig,
+    batch_size: int,
+    num_frames: int,
+    text_length: int,
+    checkpointing: bool,
+    chunk_elements: int = block_attention.CHUNK_ELEMENTS,
+    bf16: bool = True,
+) -> tuple[int, int]:
+    """
+    The dual encoder's training step: bytes that the forward keeps for the backward, and the most
+    that is alive at once. Not counted are the parameters, their gradients (there from before, as in gradient
+    accumulation) and the batch.
+
+    Args:
+        chunk_elements (`int`): size of a chunk of attention scores; that of a GPU otherwise.
+        bf16 (`bool`): in bfloat16 autocast, or in float32.
+    """
+    # The tensors without data say that they are on a CPU: torch's engine does not run without the device they name.
+    with mock.patch.object(block_attention, "CPU_CHUNK_ELEMENTS", chunk_elements), FakeTensorMode():
         model = _fake_model(config)
         if checkpointing:
             # transformers 5.23 gave it a new name, and warns at the old one.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        vision = config.vision_config
-        batch = {
-            "pixel_values_videos": torch.empty(
-                batch_size, num_frames, vision.num_channels, vision.image_size, vision.image_size
-            ),
-            "input_ids": torch.ones(batch_size, text_length, dtype=torch.int64),
-            "attention_mask": torch.ones(batch_size, text_length, dtype=torch.int64),
-            "verb_tags": torch.ones(batch_size, 118),
-            "noun_tags": torch.ones(batch_size, 582),
-        }
-        with SavedBytes(model.parameters()) as saved, torch.autocast("cpu", torch.bfloat16):
-            model(**batch, return_loss=True)
-    return saved.total
+        parameters = list(model.parameters())
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+        batch = training_batch(config, batch_size, num_frames, text_length)
+        known = [*parameters, *(parameter.grad for parameter in parameters), *batch.values()]
+        with LiveBytes(known) as live:
+            with SavedBytes(known) as saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = model(**batch, return_loss=True).loss
+            loss.backward()
+    return saved.total, live.peak
 
 
 def _fake_model(config: SViTTEgoConfig) -> SViTTEgoModel:
@@ -128,8 +181,28 @@ def _fake_model(config: SViTTEgoConfig) -> SViTTEgoModel:
         return SViTTEgoModel._from_config(copy.deepcopy(config), attn_implementation="sdpa").train()
 
 
+def training_batch(
+    config: SViTTEgoConfig, batch_size: int, num_frames: int, text_length: int
+) -> dict[str, torch.Tensor]:
+    """Clips and narrations for a step with EgoNCE, in EgoClip's numbers of verb and noun groups."""
+    vision = config.vision_config
+    return {
+        "pixel_values_videos": torch.zeros(
+            batch_size, num_frames, vision.num_channels, vision.image_size, vision.image_size
+        ),
+        "input_ids": torch.ones(batch_size, text_length, dtype=torch.int64),
+        "attention_mask": torch.ones(batch_size, text_length, dtype=torch.int64),
+        "verb_tags": torch.ones(batch_size, 118),
+        "noun_tags": torch.ones(batch_size, 582),
+    }
+
+
 def training_memory(
-    config: SViTTEgoConfig, num_frames: int | None = None, text_length: int = 30, checkpointing: bool = False
+    config: SViTTEgoConfig,
+    num_frames: int | None = None,
+    text_length: int = 30,
+    checkpointing: bool = False,
+    **counting,
 ) -> TrainingMemory:
     """
     The model of memory of `config`'s dual encoder.
@@ -138,25 +211,11 @@ def training_memory(
         num_frames (`int`, *optional*): frames of a clip; the configuration's otherwise.
         text_length (`int`): tokens of a narration.
         checkpointing (`bool`): with gradient checkpointing of every layer.
+        counting (*optional*): `chunk_elements` and `bf16` of [`count_bytes`].
     """
-    vision = config.vision_config
-    num_frames = num_frames or vision.num_frames
-    one, two = (count_saved_bytes(config, b, num_frames, text_length, checkpointing) for b in (1, 2))
+    num_frames = num_frames or config.vision_config.num_frames
+    peaks = {b: count_bytes(config, b, num_frames, text_length, checkpointing, **counting)[1] for b in COUNTED_BATCHES}
     with FakeTensorMode():
-        num_parameters = sum(p.numel() for p in _fake_model(config).parameters())
-
-    tokens = 1 + vision.tokens_per_layer(num_frames)[0]
-    width, inner, half = vision.hidden_size, vision.intermediate_size, 2
-    # In the backward of a layer: two gradients of the MLP's width and seven of the model's (blocks of q, k, v, the
-    # output's gradient, and the gradients of q, k and v).
-    per_clip = tokens * half * (2 * inner + 7 * width)
-    # A chunk of scores: bias, weights and their gradient in float32, two copies in bfloat16, and the gathered keys,
-    # values and their gradients, which are as large as the scores where block_size equals the head's width.
-    fixed = block_attention.CHUNK_ELEMENTS * (3 * 4 + 2 * half + 4 * half)
-    if checkpointing:
-        # One layer's share is computed again and kept while the backward is in it: the first, which has most tokens.
-        whole = [count_saved_bytes(config, b, num_frames, text_length, False) for b in (1, 2)]
-        by_tokens = sum(vision.tokens_per_layer(num_frames)) / vision.tokens_per_layer(num_frames)[0]
-        per_clip += (whole[1] - whole[0]) / by_tokens
-        fixed += half * num_parameters  # autocast's copies of the weights are alive until the forward ends
-    return TrainingMemory(num_parameters, 2 * one - two, two - one, fixed, per_clip)
+        num_parameters = sum(parameter.numel() for parameter in _fake_model(config).parameters())
+        batch_bytes = sum(x.nbytes for x in training_batch(config, 1, num_frames, text_length).values())
+    return TrainingMemory(num_parameters, peaks, batch_bytes)

@@ -25,15 +25,15 @@ def run_plan(arguments: argparse.Namespace) -> None:
     print(
         f"Training {arguments.model or 'the base size'}: {plain.num_parameters / 1e6:.1f} M parameters, clips of "
         f"{num_frames} frames, EgoNCE, AdamW, bf16 autocast.\n"
-        f"Weights, gradients and AdamW: {plain.states / GIB:.2f} GiB. Kept per clip: "
-        f"{plain.saved_per_clip / 2**20:.0f} MiB, {memories[1].saved_per_clip / 2**20:.0f} with checkpointing.\n"
+        f"Weights, gradients and AdamW: {plain.states / GIB:.2f} GiB. Each clip more: "
+        f"{plain.per_clip / 2**20:.0f} MiB, {memories[1].per_clip / 2**20:.0f} with checkpointing.\n"
     )
     print("card      largest micro-batch   with checkpointing")
     for gib in CARDS_GIB if arguments.gpu_memory is None else (arguments.gpu_memory,):
         cells = [memory.largest_batch(gib, reserve) for memory in memories]
         print(f"{gib:3g} GiB   {cells[0] or 'none':>19}   {cells[1] or 'none':>18}")
     print(
-        "\nAn estimate, not checked on a GPU: bytes kept for the backward are counted on tensors without data, what\n"
-        f"the backward needs besides is an upper estimate, {reserve:g} GiB is set aside for CUDA. A larger\n"
-        "contrastive batch costs no memory on the card: contrastive_batch_size (gradient caching)."
+        "\nNot checked on a GPU: what a step has alive is counted on tensors without data, and "
+        f"{reserve:g} GiB is set\naside for CUDA and its allocator. A larger contrastive batch costs no memory on the "
+        "card:\ncontrastive_batch_size (gradient caching)."
     )
