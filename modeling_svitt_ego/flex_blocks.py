@@ -67,6 +67,7 @@ def flex_edge_attention(
         value,
         score_mod=score_mod,
         block_mask=None if slots is None else slots.block_mask(),
+        kernel_options=None if slots is None else slots.kernel_options(q.dtype),
         scale=q.shape[-1] ** -0.5,
         return_aux=AuxRequest(lse=True),
     )
@@ -120,6 +121,19 @@ class _Slots:
         """The inverse of `spread`."""
         x = x.unflatten(-2, (self.num_blocks, self.size))[..., : self.block_size, :]
         return x.flatten(-3, -2)[..., : self.num_patches, :]
+
+    def kernel_options(self, dtype: torch.dtype) -> dict[str, int]:
+        """
+        Tiles of the kernels that divide a block's slots. torch 2.11's defaults (128 queries on A100, H100 and B200) do
+        not, and are refused; torch 2.14 shrinks them. In float32 the backward's stay as small as its default.
+        """
+        forward = min(self.size, 64)
+        backward = forward if dtype.itemsize == 2 else 16
+        return {
+            "BLOCK_M": forward,
+            "BLOCK_N": forward if dtype.itemsize == 2 else 32,
+            **{name: backward for name in ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")},
+        }
 
     def block_mask(self) -> BlockMask:
         """From the ids alone: tensors of one shape for every pattern, so nothing is compiled again."""
