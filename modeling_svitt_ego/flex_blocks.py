@@ -18,10 +18,20 @@ from .sparsity import RelativePositions, cls_row
 _MIN_SLOTS = 64  # the smallest tile that the kernels for the backward take by default
 
 
+# Each number of tokens and of clips is a kernel of its own, once with gradients and once without: pruning alone makes
+# eight, torch's default limit.
+_MAX_KERNELS = 256
+
+
 @functools.cache
-def compiled_flex_attention():
-    """Uncompiled FlexAttention would materialise all N x N scores."""
+def _compiled():
     return torch.compile(flex_attention, dynamic=False)
+
+
+def compiled_flex_attention(*arguments, **options):
+    """FlexAttention's kernels, or an error: beyond the limit torch would go on uncompiled, with all N x N scores."""
+    with torch._dynamo.config.patch(recompile_limit=_MAX_KERNELS, fail_on_recompile_limit_hit=True):
+        return _compiled()(*arguments, **options)
 
 
 def flex_edge_attention(
@@ -60,7 +70,7 @@ def flex_edge_attention(
             score = score + log_times[query_slot // slots.size, key_slot // slots.size]
         return score
 
-    flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+    flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention
     context, auxiliary = flex(
         query,
         key,

@@ -91,7 +91,7 @@ def flex_with_gradients(monkeypatch):
     """
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *args: None)
     monkeypatch.setattr(flex_blocks, "_refuse_cpu", lambda device: None)
-    monkeypatch.setattr(flex_blocks, "compiled_flex_attention", lambda: flex_attention)
+    monkeypatch.setattr(flex_blocks, "compiled_flex_attention", flex_attention)
 
 
 def assert_equals_the_oracle(implementation, case, attend_padding):
@@ -172,24 +172,40 @@ def test_flex_attention_without_a_gpu_says_what_to_use():
         flex_edge_attention(*inputs)
 
 
-def test_a_new_pattern_makes_no_new_flex_kernel(monkeypatch):
-    """Catches a BlockMask whose shape or code depends on the pattern. Counts graphs, compiles no kernel."""
+@pytest.fixture
+def counted_flex(monkeypatch):
+    """FlexAttention on the CPU: its graphs are traced and counted, and run as plain operations."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(flex_attention, dynamic=False, backend="eager")
     monkeypatch.setattr(flex_blocks, "_refuse_cpu", lambda device: None)
-    monkeypatch.setattr(flex_blocks, "compiled_flex_attention", lambda: compiled)
-    outputs = []
+    monkeypatch.setattr(flex_blocks, "_compiled", lambda: compiled)
     with torch.no_grad():
-        for seed in range(3):
-            q, k, v, table, positions, ids, size = make_inputs(2, (2, 3, 4), 24, 4, 1, 2, dtype=torch.float32)
-            ids = torch.cat([local_blocks(6, 1), random_blocks(torch.tensor(seed), 0, 6, 1, 2)], dim=1)
-            out, _ = flex_edge_attention(q, k, v, table, positions, ids, size)
-            torch.testing.assert_close(out, edge_attention_reference(q, k, v, table, positions, ids, size)[0])
-            outputs.append(out)
-    assert not torch.equal(outputs[0], outputs[1])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch._dynamo.reset()
+
+
+def test_a_new_pattern_makes_no_new_flex_kernel(counted_flex):
+    """Catches a BlockMask whose shape or code depends on the pattern."""
+    outputs = []
+    for seed in range(3):
+        q, k, v, table, positions, ids, size = make_inputs(2, (2, 3, 4), 24, 4, 1, 2, dtype=torch.float32)
+        ids = torch.cat([local_blocks(6, 1), random_blocks(torch.tensor(seed), 0, 6, 1, 2)], dim=1)
+        out, _ = flex_edge_attention(q, k, v, table, positions, ids, size)
+        torch.testing.assert_close(out, edge_attention_reference(q, k, v, table, positions, ids, size)[0])
+        outputs.append(out)
+    assert not torch.equal(outputs[0], outputs[1])
+    assert counted_flex() == 1
+
+
+def test_many_lengths_stay_compiled_and_too_many_are_an_error(counted_flex, monkeypatch):
+    """Catches torch's limit of 8 kernels, beyond which it goes on uncompiled with all N x N scores."""
+    for kept in range(10, 22):
+        flex_edge_attention(*make_inputs(1, (2, 3, 4), kept, 4, 1, 2, dtype=torch.float32))
+    assert counted_flex() == 12
+    monkeypatch.setattr(flex_blocks, "_MAX_KERNELS", 12)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        flex_edge_attention(*make_inputs(1, (2, 3, 4), 22, 4, 1, 2, dtype=torch.float32))
 
 
 @pytest.mark.gpu
