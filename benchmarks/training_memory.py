@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from attention import PeakResident, machine, write_record
 
-from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoModel, block_attention
+from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoModel
 from modeling_svitt_ego.memory import training_batch, training_memory
 
 TEXT_LENGTH = 30
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     rows, precision = [], "bf16 autocast" if arguments.device == "cuda" else "fp32"
     on_gpu = arguments.device == "cuda"
     # As the command counts; a CPU's step has other chunks of attention scores and another precision.
-    counting = {} if on_gpu else {"chunk_elements": block_attention.CPU_CHUNK_ELEMENTS, "bf16": False}
+    counting = {} if on_gpu else {"bf16": False, "on_cpu": True}
     for checkpointing in (False, True):
         plan = training_memory(
             config_of(arguments.model), arguments.num_frames, TEXT_LENGTH, checkpointing, **counting

@@ -15,9 +15,11 @@ from torch import nn
 
 from .sparsity import RelativePositions
 
-# One chunk of scores has about this many elements. On a CPU 2 MiB of float32 stay in the cache. On other devices,
-# and in a compiled graph, which unrolls the chunks, larger ones cost less.
+# One chunk of scores has about this many elements. On a CPU 2 MiB of float32 stay in the cache; dense attention wants
+# more, or its products are of few queries. On other devices, and in a compiled graph, which unrolls the chunks, larger
+# ones cost less.
 CPU_CHUNK_ELEMENTS = 2**19
+CPU_DENSE_CHUNK_ELEMENTS = 2**21
 CHUNK_ELEMENTS = 2**25
 
 
@@ -215,7 +217,8 @@ class _Plan:
         self.centre = (patch_to_cls - 2) // 2  # patch_to_cls = number of offsets + 1
         self.one_graph = torch.compiler.is_exporting()  # for every batch size
         cpu = q.device.type == "cpu" and not torch.compiler.is_compiling()
-        self.limit = CPU_CHUNK_ELEMENTS if cpu else CHUNK_ELEMENTS
+        on_cpu = CPU_DENSE_CHUNK_ELEMENTS if block_ids is None else CPU_CHUNK_ELEMENTS
+        self.limit = on_cpu if cpu else CHUNK_ELEMENTS
         if block_ids is None:
             self.key_size, self.num_attended = self.num_patches, 1
             rows = self.num_patches if self.one_graph else self.limit // (self.heads * self.num_patches)

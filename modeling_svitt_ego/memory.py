@@ -7,6 +7,7 @@ card takes besides, CUDA's context and what its allocator cannot use, is assumed
 import bisect
 import copy
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass
 from unittest import mock
 
@@ -146,8 +147,8 @@ def count_bytes(
     num_frames: int,
     text_length: int,
     checkpointing: bool,
-    chunk_elements: int = block_attention.CHUNK_ELEMENTS,
     bf16: bool = True,
+    on_cpu: bool = False,
 ) -> tuple[int, int]:
     """
     The dual encoder's training step: bytes that the forward keeps for the backward, and the most
@@ -155,11 +156,12 @@ def count_bytes(
     accumulation) and the batch.
 
     Args:
-        chunk_elements (`int`): size of a chunk of attention scores; that of a GPU otherwise.
         bf16 (`bool`): in bfloat16 autocast, or in float32.
+        on_cpu (`bool`): with a CPU's chunks of attention scores, or with a GPU's, which are larger.
     """
     # The tensors without data say that they are on a CPU: torch's engine does not run without the device they name.
-    with mock.patch.object(block_attention, "CPU_CHUNK_ELEMENTS", chunk_elements), FakeTensorMode():
+    chunks = dict.fromkeys(("CPU_CHUNK_ELEMENTS", "CPU_DENSE_CHUNK_ELEMENTS"), block_attention.CHUNK_ELEMENTS)
+    with nullcontext() if on_cpu else mock.patch.multiple(block_attention, **chunks), FakeTensorMode():
         model = _fake_model(config)
         if checkpointing:
             # transformers 5.23 gave it a new name, and warns at the old one.
@@ -211,7 +213,7 @@ def training_memory(
         num_frames (`int`, *optional*): frames of a clip; the configuration's otherwise.
         text_length (`int`): tokens of a narration.
         checkpointing (`bool`): with gradient checkpointing of every layer.
-        counting (*optional*): `chunk_elements` and `bf16` of [`count_bytes`].
+        counting (*optional*): `bf16` and `on_cpu` of [`count_bytes`].
     """
     num_frames = num_frames or config.vision_config.num_frames
     peaks = {b: count_bytes(config, b, num_frames, text_length, checkpointing, **counting)[1] for b in COUNTED_BATCHES}

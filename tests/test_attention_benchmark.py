@@ -64,7 +64,7 @@ def test_an_interrupted_run_goes_on_and_only_measures_what_is_missing(benchmark,
     assert weighed == ["dense/library", "both/sdpa"]
     for name in ("dense/library", "both/sdpa"):
         assert second[name][:1] == first[name] and len(second[name]) == 2
-    assert "Against the best dense one (dense/library) both/sdpa is" in capsys.readouterr().out
+    assert "step: against the best dense one (dense/library) both/sdpa is" in capsys.readouterr().out
 
 
 def test_ratios_are_taken_within_a_round(benchmark):

@@ -134,6 +134,7 @@ def test_dense_output_and_every_gradient_equal_the_reference(per_sample, flex_wi
     expected, attention = edge_attention_reference(q, k, v, table, positions, one_block, 29)
     expected_grads = torch.autograd.grad((expected * weight).sum(), (q, k, v, table))
     monkeypatch.setattr(block_attention, "CPU_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(block_attention, "CPU_DENSE_CHUNK_ELEMENTS", 1)
     for out, cls_attention in (
         dense_attention(q, k, v, table, positions),
         flex_edge_attention(q, k, v, table, positions, None),
@@ -236,6 +237,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     whole, _ = edge_attention(*inputs)
     whole_grads = torch.autograd.grad((whole * weight).sum(), inputs[:4])
     monkeypatch.setattr(block_attention, "CPU_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(block_attention, "CPU_DENSE_CHUNK_ELEMENTS", 1)
     parts, _ = edge_attention(*inputs)
     torch.testing.assert_close(parts, whole)
     for a, b in zip(torch.autograd.grad((parts * weight).sum(), inputs[:4]), whole_grads):
