@@ -321,7 +321,7 @@ def speedup(times: dict, name: str, reference: str = REFERENCE) -> float | None:
 def report(result: dict) -> str:
     """Tables in Markdown: seconds, ratios to dense attention by the library, memory, and the FLOP bound."""
     lines = [", ".join(f"{k} {v}" for k, v in result["machine"].items())]
-    for key, entry in result["runs"].items():
+    for key, entry in sorted(result["runs"].items(), key=lambda run: (run[1]["num_frames"], run[1]["batch_size"])):
         lines += ["", f"**{key}**: FLOPs dense / both {entry['gflops']['dense'] / entry['gflops']['both']:.2f}", ""]
         lines += ["| | forward s | faster | step s | faster | saved MB | peak MB | of dense |", "|---|" + "---|" * 7]
         reference = entry["memory"].get(REFERENCE, {}).get("peak_bytes")
@@ -368,11 +368,12 @@ def plot(result: dict, path: str, batch_size: int) -> None:
         frames = [e["num_frames"] for e in entries if e["step"].get(reference)]
         bound = [e["gflops"]["dense"] / e["gflops"]["both"] for e in entries if e["step"].get(reference)]
         axes.plot(frames, bound, "ks--", label="FLOP bound, both")
-        for name in ("dense/sdpa", "edge/sdpa", "node/sdpa", "both/sdpa", "both/flex_attention", *OTHERS):
+        shown = ("dense/sdpa", "edge/sdpa", "node/sdpa", "both/sdpa", "both/flex_attention", *OTHERS)
+        for place, name in enumerate(shown):
             found = [(e["num_frames"], speedup(e["step"], name, reference)) for e in entries]
             found = [point for point in found if point[1]]
             if found and name != reference:
-                axes.plot(*zip(*found), marker="o", label=name, alpha=0.5 if name in OTHERS else 1.0)
+                axes.plot(*zip(*found), f"C{place}o-", label=name, alpha=0.5 if name in OTHERS else 1.0)
         axes.set(xscale="log", yscale="log", xticks=frames, xticklabels=[str(f) for f in frames], xlabel="frames")
         axes.minorticks_off()
         axes.set_title(f"times faster than {reference}", fontsize=10)
