@@ -151,9 +151,9 @@ def count_bytes(
     on_cpu: bool = False,
 ) -> tuple[int, int]:
     """
-    The dual encoder's training step: bytes that the forward keeps for the backward, and the most
-    that is alive at once. Not counted are the parameters, their gradients (there from before, as in gradient
-    accumulation) and the batch.
+    The dual encoder's training step: bytes that the forward keeps for the backward, and the most that is alive at
+    once. Not counted are the parameters, their gradients (there from before, as in gradient accumulation) and the
+    batch.
 
     Args:
         bf16 (`bool`): in bfloat16 autocast, or in float32.
