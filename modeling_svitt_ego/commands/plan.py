@@ -17,6 +17,9 @@ def run_plan(arguments: argparse.Namespace) -> None:
 
     if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
         raise ValueError(f"--gpu-memory ({arguments.gpu_memory}) must be above 0.")
+    for name, value in (("--num-frames", arguments.num_frames), ("--text-length", arguments.text_length)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} ({value}) must be at least 1.")
     config = SViTTEgoConfig.from_pretrained(arguments.model) if arguments.model else SViTTEgoConfig()
     num_frames = arguments.num_frames or config.vision_config.num_frames
     reserve = RESERVE_GIB if arguments.reserve is None else arguments.reserve
