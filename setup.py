@@ -10,16 +10,22 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "modeling_svitt_ego" / "__init__.py").read_text())[1]
 
 
-class BuildWithModelCard(build_py):
-    """Puts MODEL_CARD.md, whose one source is the top level, beside `hub.py`, which fills it in."""
+class BuildWithData(build_py):
+    """Puts MODEL_CARD.md and hub_configs/, whose one source is the top level, into the installed package."""
+
+    def data(self):
+        return [HERE / "MODEL_CARD.md", *sorted((HERE / "hub_configs").glob("*/*.json"))]
 
     def run(self):
         super().run()
         if not getattr(self, "editable_mode", False):
-            self.copy_file(str(HERE / "MODEL_CARD.md"), str(Path(self.build_lib) / "modeling_svitt_ego"))
+            for file in self.data():
+                target = Path(self.build_lib) / "modeling_svitt_ego" / file.relative_to(HERE)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(file), str(target))
 
-    def get_source_files(self):
-        return [*super().get_source_files(), "MODEL_CARD.md"]  # what a source distribution must hold
+    def get_source_files(self):  # what a source distribution must hold
+        return [*super().get_source_files(), *(str(file.relative_to(HERE)) for file in self.data())]
 
 
 setup(
@@ -30,8 +36,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["modeling_svitt_ego", "modeling_svitt_ego.*"]),
-    package_data={"modeling_svitt_ego.evaluation": ["evaluate_modules/*/*.py"]},
-    cmdclass={"build_py": BuildWithModelCard},
+    package_data={"modeling_svitt_ego": ["py.typed"], "modeling_svitt_ego.evaluation": ["evaluate_modules/*/*.py"]},
+    cmdclass={"build_py": BuildWithData},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",

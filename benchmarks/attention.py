@@ -40,8 +40,8 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from modeling_svitt_ego import SViTTEgoVisionConfig, SViTTEgoVisionModel
-from modeling_svitt_ego.configuration_svitt_ego import num_kept_tokens
-from modeling_svitt_ego.memory import SavedBytes
+from modeling_svitt_ego.model.configuration_svitt_ego import num_kept_tokens
+from modeling_svitt_ego.training.memory_plan import SavedBytes
 
 REFERENCE = "dense/library"
 # What edge and node sparsity change; the rest is the base size's defaults.

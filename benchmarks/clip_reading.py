@@ -27,12 +27,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modeling_svitt_ego.clip_reading import TIME_TOLERANCE, clip_times, read_clip  # noqa: E402
+from modeling_svitt_ego.corpus.prepare import prepare_videos  # noqa: E402
+from modeling_svitt_ego.corpus.transcoding import Encoding  # noqa: E402
 from modeling_svitt_ego.data.clip_shards import ClipShardDataset, ShardSettings, write_clip_shards  # noqa: E402
 from modeling_svitt_ego.data.layouts import VideoStore  # noqa: E402
-from modeling_svitt_ego.data.prepare import prepare_videos  # noqa: E402
-from modeling_svitt_ego.data.transcoding import Encoding  # noqa: E402
-from modeling_svitt_ego.video_processing_svitt_ego import SViTTEgoVideoProcessor  # noqa: E402
+from modeling_svitt_ego.model.clip_reading import TIME_TOLERANCE, clip_times, read_clip  # noqa: E402
+from modeling_svitt_ego.model.video_processing_svitt_ego import SViTTEgoVideoProcessor  # noqa: E402
 
 COLUMNS = "clip_idx video_uid video_dur narration_source narration_ind narration_time clip_start clip_end clip_text"
 

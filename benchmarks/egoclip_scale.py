@@ -71,8 +71,8 @@ def peak_mb() -> float:
 
 
 def measure_prepare(csv: str, cache: str) -> dict:
-    from modeling_svitt_ego.data.arrow_cache import rejected_lines
     from modeling_svitt_ego.data.egoclip import load_egoclip
+    from modeling_svitt_ego.files.arrow_cache import rejected_lines
 
     idle = peak_mb()
     start, cpu = time.perf_counter(), time.process_time()
@@ -143,7 +143,7 @@ def provenance() -> dict:
     import pyarrow
     import torch
 
-    from modeling_svitt_ego.provenance import package_commit
+    from modeling_svitt_ego.weights.provenance import package_commit
 
     return {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),

@@ -25,13 +25,13 @@ from pathlib import Path
 import torch
 
 from modeling_svitt_ego.data.egonlq import read_queries
-from modeling_svitt_ego.data.egonlq_features import EgoNLQFeatures
-from modeling_svitt_ego.data.synthetic_scene import VERBS
-from modeling_svitt_ego.data.synthetic_world import build_world
+from modeling_svitt_ego.demo.synthetic_scene import VERBS
+from modeling_svitt_ego.demo.synthetic_world import build_world
 from modeling_svitt_ego.evaluation.egonlq_metrics import egonlq_recall
-from modeling_svitt_ego.features import embed_texts
-from modeling_svitt_ego.grounding import sliding_window_spans
-from modeling_svitt_ego.loading import load_dual_encoder
+from modeling_svitt_ego.features.egonlq_features import EgoNLQFeatures
+from modeling_svitt_ego.features.grounding import sliding_window_spans
+from modeling_svitt_ego.features.windows import embed_texts
+from modeling_svitt_ego.weights.loading import load_dual_encoder
 
 HERE = Path(__file__).resolve().parent
 

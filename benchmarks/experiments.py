@@ -31,7 +31,7 @@ from experiment_parts.records import ORIGIN, Records
 from experiment_parts.report import write_report
 from experiment_parts.training import Budget, Corpus, prepare, quietly, train
 
-from modeling_svitt_ego.data.synthetic_world import WORLD_VERSION, build_world
+from modeling_svitt_ego.demo.synthetic_world import WORLD_VERSION, build_world
 
 HERE = Path(__file__).resolve().parent
 COST_FRAMES = {"tiny": [4, 16, 64], "base": [4, 8, 16]}

@@ -22,7 +22,7 @@ import torch
 from attention import PeakResident, machine, write_record
 
 from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoModel
-from modeling_svitt_ego.memory import training_batch, training_memory
+from modeling_svitt_ego.training.memory_plan import training_batch, training_memory
 
 TEXT_LENGTH = 30
 

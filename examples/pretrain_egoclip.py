@@ -19,9 +19,10 @@ from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoProcessor, SViTTE
 from modeling_svitt_ego.data.clips import ClipCollator, EgoClipDataset
 from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.data.layouts import VideoStore
-from modeling_svitt_ego.data.tokenizer import train_tokenizer
 from modeling_svitt_ego.evaluation.egomcq import EgoMCQEvaluator
-from modeling_svitt_ego.trainer import SViTTEgoTrainer, SViTTEgoTrainingArguments
+from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
+from modeling_svitt_ego.training.trainer import SViTTEgoTrainer
+from modeling_svitt_ego.weights.tokenizer import train_tokenizer
 
 
 @dataclass

@@ -20,18 +20,24 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from modeling_svitt_ego import __version__
+from modeling_svitt_ego.corpus.egonlq_building import build_egonlq
+from modeling_svitt_ego.corpus.narrations_as_queries import write_narrations_as_queries
 from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.data.egonlq import read_queries
-from modeling_svitt_ego.data.egonlq_building import build_egonlq
-from modeling_svitt_ego.data.egonlq_features import EgoNLQFeatures, collate_egonlq
-from modeling_svitt_ego.data.narrations_as_queries import write_narrations_as_queries
 from modeling_svitt_ego.data.taxonomy import read_taxonomy
 from modeling_svitt_ego.evaluation.egonlq_metrics import egonlq_hits, egonlq_intervals, egonlq_recall
-from modeling_svitt_ego.extraction import extract
-from modeling_svitt_ego.features import WindowSettings
-from modeling_svitt_ego.grounding import config_for, constant_spans, ground, sliding_window_spans, write_predictions
-from modeling_svitt_ego.loading import load_dual_encoder
-from modeling_svitt_ego.temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding
+from modeling_svitt_ego.features.egonlq_features import EgoNLQFeatures, collate_egonlq
+from modeling_svitt_ego.features.extraction import extract
+from modeling_svitt_ego.features.grounding import (
+    config_for,
+    constant_spans,
+    ground,
+    sliding_window_spans,
+    write_predictions,
+)
+from modeling_svitt_ego.features.windows import WindowSettings
+from modeling_svitt_ego.model.temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding
+from modeling_svitt_ego.weights.loading import load_dual_encoder
 
 SHOWN = ("r1_iou0.3", "r1_iou0.5", "r5_iou0.3", "r5_iou0.5", "mean_r1")
 WINDOW_CELLS = (1, 2, 3, 4, 6, 8, 12, 16)  # what the sliding window may be

@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from modeling_svitt_ego.configuration_svitt_ego import SViTTEgoConfig
-from modeling_svitt_ego.demo import TINY_CONFIG
-from modeling_svitt_ego.original_config import RELEASES, release_config
+from modeling_svitt_ego.demo.demo import TINY_CONFIG
+from modeling_svitt_ego.model.configuration_svitt_ego import SViTTEgoConfig
+from modeling_svitt_ego.weights.released_config import RELEASES, release_config
 
 EDGES = dict(num_local_blocks=1, num_random_blocks=3, block_size=56)
 DENSE = dict(num_random_blocks=None)

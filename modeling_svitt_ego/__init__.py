@@ -1,81 +1,114 @@
 """SViTT-Ego (arXiv:2406.09462): a sparse video-text transformer for first-person video.
 
-Importing the package registers its classes with transformers' Auto classes. What needs `datasets`, `evaluate` or a
-video decoder lives in the sub-packages `data` and `evaluation` and is imported from there.
+Importing the package costs milliseconds: a public name is loaded when it is first used. The classes are registered
+with transformers' Auto classes as soon as transformers itself is imported, before or after this package.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMultipleChoice,
-    AutoModelForPreTraining,
-    AutoModelForVideoClassification,
-    AutoProcessor,
-    AutoVideoProcessor,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .clip_reading import ClipReadError
-from .configuration_svitt_ego import (
-    SViTTEgoConfig,
-    SViTTEgoFusionConfig,
-    SViTTEgoTextConfig,
-    SViTTEgoVisionConfig,
-)
-from .lora import lora_target_modules, register_lora_defaults
-from .modeling_svitt_ego import (
-    SViTTEgoForMultipleChoice,
-    SViTTEgoForPreTraining,
-    SViTTEgoForVideoClassification,
-    SViTTEgoForVideoTextRetrieval,
-    SViTTEgoModel,
-    SViTTEgoPreTrainedModel,
-    SViTTEgoTextModel,
-    SViTTEgoVisionModel,
-)
-from .pipeline_svitt_ego import TASK as _ZERO_SHOT
-from .pipeline_svitt_ego import ZeroShotVideoClassificationPipeline
-from .processing_svitt_ego import SViTTEgoProcessor
-from .temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding, SViTTEgoTemporalGroundingConfig
-from .video_processing_svitt_ego import SViTTEgoVideoProcessor
+from .registration import register_when_imported
 
 __version__ = "0.1.0"
 
-for _config in (SViTTEgoConfig, SViTTEgoVisionConfig, SViTTEgoTextConfig, SViTTEgoFusionConfig):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-AutoModel.register(SViTTEgoConfig, SViTTEgoModel, exist_ok=True)
-AutoModel.register(SViTTEgoVisionConfig, SViTTEgoVisionModel, exist_ok=True)
-AutoModel.register(SViTTEgoTextConfig, SViTTEgoTextModel, exist_ok=True)
-AutoConfig.register(SViTTEgoTemporalGroundingConfig.model_type, SViTTEgoTemporalGroundingConfig, exist_ok=True)
-AutoModel.register(SViTTEgoTemporalGroundingConfig, SViTTEgoForTemporalGrounding, exist_ok=True)
-AutoModelForPreTraining.register(SViTTEgoConfig, SViTTEgoForPreTraining, exist_ok=True)
-AutoModelForMultipleChoice.register(SViTTEgoConfig, SViTTEgoForMultipleChoice, exist_ok=True)
-AutoModelForVideoClassification.register(SViTTEgoConfig, SViTTEgoForVideoClassification, exist_ok=True)
-AutoVideoProcessor.register(SViTTEgoConfig, SViTTEgoVideoProcessor, exist_ok=True)
-AutoProcessor.register(SViTTEgoConfig, SViTTEgoProcessor, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    _ZERO_SHOT, ZeroShotVideoClassificationPipeline, pt_model=AutoModel, type="multimodal"
-)
-register_lora_defaults()
+if TYPE_CHECKING:
+    from .data.clip_shards import ClipShardDataset
+    from .data.clips import EgoClipDataset
+    from .data.egoclip import load_egoclip
+    from .data.egomcq import load_egomcq
+    from .data.egonlq import load_egonlq
+    from .data.epic_kitchens import load_epic_kitchens
+    from .data.layouts import VideoStore
+    from .evaluation.egomcq import EgoMCQEvaluator
+    from .features.search import VideoIndex
+    from .hub.configs import hub_config, hub_config_names
+    from .model.clip_reading import ClipReadError
+    from .model.configuration_svitt_ego import (
+        SViTTEgoConfig,
+        SViTTEgoFusionConfig,
+        SViTTEgoTextConfig,
+        SViTTEgoVisionConfig,
+    )
+    from .model.modeling_svitt_ego import (
+        SViTTEgoForMultipleChoice,
+        SViTTEgoForPreTraining,
+        SViTTEgoForVideoClassification,
+        SViTTEgoForVideoTextRetrieval,
+        SViTTEgoModel,
+    )
+    from .model.pipeline_svitt_ego import ZeroShotVideoClassificationPipeline
+    from .model.pretrained_svitt_ego import SViTTEgoPreTrainedModel
+    from .model.processing_svitt_ego import SViTTEgoProcessor
+    from .model.temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding, SViTTEgoTemporalGroundingConfig
+    from .model.text import SViTTEgoTextModel
+    from .model.video_processing_svitt_ego import SViTTEgoVideoProcessor
+    from .model.vision import SViTTEgoVisionModel
+    from .training.arguments import SViTTEgoTrainingArguments
+    from .training.trainer import SViTTEgoTrainer
+    from .weights.lora import lora_target_modules
+    from .weights.released_checkpoint import load_original_checkpoint
 
-__all__ = [
-    "ClipReadError",
-    "SViTTEgoConfig",
-    "SViTTEgoForMultipleChoice",
-    "SViTTEgoForPreTraining",
-    "SViTTEgoForTemporalGrounding",
-    "SViTTEgoForVideoClassification",
-    "SViTTEgoForVideoTextRetrieval",
-    "SViTTEgoFusionConfig",
-    "SViTTEgoModel",
-    "SViTTEgoPreTrainedModel",
-    "SViTTEgoProcessor",
-    "SViTTEgoTemporalGroundingConfig",
-    "SViTTEgoTextConfig",
-    "SViTTEgoTextModel",
-    "SViTTEgoVideoProcessor",
-    "SViTTEgoVisionConfig",
-    "SViTTEgoVisionModel",
-    "ZeroShotVideoClassificationPipeline",
-    "lora_target_modules",
-]
+# Where each public name is defined. The imports above are for type checkers; a test compares the two lists.
+_HOMES = {
+    "data.clip_shards": ("ClipShardDataset",),
+    "data.clips": ("EgoClipDataset",),
+    "data.egoclip": ("load_egoclip",),
+    "data.egomcq": ("load_egomcq",),
+    "data.egonlq": ("load_egonlq",),
+    "data.epic_kitchens": ("load_epic_kitchens",),
+    "data.layouts": ("VideoStore",),
+    "evaluation.egomcq": ("EgoMCQEvaluator",),
+    "features.search": ("VideoIndex",),
+    "hub.configs": ("hub_config", "hub_config_names"),
+    "model.clip_reading": ("ClipReadError",),
+    "model.configuration_svitt_ego": (
+        "SViTTEgoConfig",
+        "SViTTEgoFusionConfig",
+        "SViTTEgoTextConfig",
+        "SViTTEgoVisionConfig",
+    ),
+    "model.modeling_svitt_ego": (
+        "SViTTEgoForMultipleChoice",
+        "SViTTEgoForPreTraining",
+        "SViTTEgoForVideoClassification",
+        "SViTTEgoForVideoTextRetrieval",
+        "SViTTEgoModel",
+    ),
+    "model.pipeline_svitt_ego": ("ZeroShotVideoClassificationPipeline",),
+    "model.pretrained_svitt_ego": ("SViTTEgoPreTrainedModel",),
+    "model.processing_svitt_ego": ("SViTTEgoProcessor",),
+    "model.temporal_grounding_svitt_ego": ("SViTTEgoForTemporalGrounding", "SViTTEgoTemporalGroundingConfig"),
+    "model.text": ("SViTTEgoTextModel",),
+    "model.video_processing_svitt_ego": ("SViTTEgoVideoProcessor",),
+    "model.vision": ("SViTTEgoVisionModel",),
+    "training.arguments": ("SViTTEgoTrainingArguments",),
+    "training.trainer": ("SViTTEgoTrainer",),
+    "weights.lora": ("lora_target_modules",),
+    "weights.released_checkpoint": ("load_original_checkpoint",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f".{_HOME_OF[name]}", __name__)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in ("", __name__):
+            raise
+        raise ImportError(
+            f"{__name__}.{name} needs the package {missing!r}, which is not installed: pip install {missing}"
+        ) from error
+    globals()[name] = value = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+register_when_imported()

@@ -13,11 +13,6 @@ REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SVITT_EGO_SHARED", REPO.parent / "shared"))
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: minutes rather than seconds; left out by `-m 'not slow'`")
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
-
-
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Folder with golden tensors and real videos; tests that need it skip where it is absent."""

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from modeling_svitt_ego.clip_reading import frame_indices
 from modeling_svitt_ego.data.clips import EgoClipDataset
 from modeling_svitt_ego.evaluation.egomcq import one_thread
+from modeling_svitt_ego.model.clip_reading import frame_indices
 
 
 class ClipsInMemory(EgoClipDataset):

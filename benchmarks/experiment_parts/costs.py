@@ -12,8 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoForPreTraining, SViTTEgoModel
-from modeling_svitt_ego.encoders import TOWER_CONFIGS, split_fields
 from modeling_svitt_ego.training.run_summary import peak_memory
+from modeling_svitt_ego.weights.warm_start import TOWER_CONFIGS, split_fields
 
 from .plan import Setting
 from .training import tiny_config

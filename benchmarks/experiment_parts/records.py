@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from modeling_svitt_ego.provenance import package_commit
+from modeling_svitt_ego.weights.provenance import package_commit
 
 from .plan import TITLES
 

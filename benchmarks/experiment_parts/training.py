@@ -24,11 +24,12 @@ from modeling_svitt_ego.data.clips import ClipCollator, EgoClipDataset
 from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.data.egomcq import EgoMCQClips, load_egomcq
 from modeling_svitt_ego.data.layouts import VideoStore
-from modeling_svitt_ego.demo import TINY_CONFIG, WHITENING_CLIPS, build_processor
-from modeling_svitt_ego.encoders import TOWER_CONFIGS, split_fields
+from modeling_svitt_ego.demo.demo import TINY_CONFIG, WHITENING_CLIPS, build_processor
 from modeling_svitt_ego.evaluation.egomcq import EgoMCQEvaluator
-from modeling_svitt_ego.trainer import SViTTEgoTrainer, SViTTEgoTrainingArguments
+from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
 from modeling_svitt_ego.training.patch_whitening import whiten_patch_projection
+from modeling_svitt_ego.training.trainer import SViTTEgoTrainer
+from modeling_svitt_ego.weights.warm_start import TOWER_CONFIGS, split_fields
 
 from .clips_in_memory import ClipsInMemory, decode_once
 from .plan import Setting

@@ -6,8 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -52,6 +50,8 @@ _FIELDS = (
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Exit code 0, or 2 with one clear line on the error stream; OUT is there whole or not at all."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         for line in convert(arguments):
             print(line, flush=True)
@@ -66,8 +66,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace):
     """Does the work and yields a line for each step done."""
-    from ..conversion import model_from_checkpoint
-    from ..original_files import read_checkpoint, read_settings
+    from ..weights.released_checkpoint import model_from_checkpoint
+    from ..weights.released_files import read_checkpoint, read_settings
 
     source, out = Path(arguments.source), Path(arguments.out)
     _check_out(out, source, arguments.overwrite)
@@ -172,9 +172,9 @@ def _token_ids(vocabulary: dict[str, int] | None) -> dict:
 
 def _processor(config, vocabulary: dict[str, int] | None):
     """The release's processing: plain resize without antialiasing, `pre_text` cleaning, no [SEP]."""
-    from ..data.tokenizer import build_tokenizer
-    from ..processing_svitt_ego import SViTTEgoProcessor
-    from ..video_processing_svitt_ego import SViTTEgoVideoProcessor
+    from ..model.processing_svitt_ego import SViTTEgoProcessor
+    from ..model.video_processing_svitt_ego import SViTTEgoVideoProcessor
+    from ..weights.tokenizer import build_tokenizer
 
     vision = config.vision_config
     video_processor = SViTTEgoVideoProcessor(

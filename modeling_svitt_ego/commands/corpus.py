@@ -17,7 +17,7 @@ def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    from ..data.doctor import diagnose
+    from ..corpus.doctor import diagnose
 
     report = diagnose(
         arguments.csv,
@@ -53,7 +53,7 @@ def add_build_egoclip_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_build_egoclip(arguments: argparse.Namespace) -> None:
-    from ..data.egoclip_building import Selection, build_egoclip_file, measure_durations, read_durations
+    from ..corpus.egoclip_building import Selection, build_egoclip_file, measure_durations, read_durations
 
     selection = Selection(tuple(arguments.drop), arguments.min_words, arguments.min_seconds, arguments.max_seconds)
     if arguments.durations:
@@ -108,8 +108,8 @@ def run_prepare(arguments: argparse.Namespace) -> int:
             num_workers=arguments.num_workers,
         )
     else:
-        from ..data.prepare import prepare_videos
-        from ..data.transcoding import Encoding
+        from ..corpus.prepare import prepare_videos
+        from ..corpus.transcoding import Encoding
 
         encoding = Encoding(arguments.short_side, arguments.gop, arguments.crf, arguments.preset)
         report = prepare_videos(

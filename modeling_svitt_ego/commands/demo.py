@@ -10,6 +10,6 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    from .. import demo
+    from ..demo import demo
 
     demo.run_demo(arguments.output, demo.QUICK if arguments.quick else None, arguments.seed)

@@ -108,7 +108,7 @@ def _prepare(arguments, scoring: str):
     import torch
     from accelerate import Accelerator
 
-    from ..evaluation.checkpoint import load_checkpoint, load_processor, local_folder
+    from ..weights.checkpoint import load_checkpoint, load_processor, local_folder
 
     # Before the weights: a wrong path should not cost their loading.
     for path in (arguments.annotations, arguments.videos):
@@ -171,8 +171,8 @@ def _run_ek100(arguments):
 
 def _run_classification(arguments):
     from ..data.taxonomy import read_taxonomy
-    from ..evaluation.checkpoint import architectures, local_folder
     from ..evaluation.zero_shot import VideoClassificationEvaluator, load_labelled_clips, make_tasks
+    from ..weights.checkpoint import architectures, local_folder
 
     clips = load_labelled_clips(arguments.annotations)
     scoring = arguments.scoring
@@ -197,8 +197,8 @@ def _run_classification(arguments):
 
 
 def _run_egonlq(arguments):
-    from ..evaluation.checkpoint import local_folder
     from ..evaluation.egonlq import evaluate_egonlq, predict_from_features, read_predictions
+    from ..weights.checkpoint import local_folder
 
     if (arguments.predictions is None) == (arguments.features is None):
         raise ValueError("Give either --predictions, or --features to predict from.")

@@ -12,8 +12,8 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_plan(arguments: argparse.Namespace) -> None:
-    from ..configuration_svitt_ego import SViTTEgoConfig
-    from ..memory import CARDS_GIB, GIB, RESERVE_GIB, training_memory
+    from ..model.configuration_svitt_ego import SViTTEgoConfig
+    from ..training.memory_plan import CARDS_GIB, GIB, RESERVE_GIB, training_memory
 
     if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
         raise ValueError(f"--gpu-memory ({arguments.gpu_memory}) must be above 0.")

@@ -22,7 +22,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_push(arguments: argparse.Namespace) -> None:
-    from ..hub_upload import find_parts, push_folder
+    from ..hub.upload import find_parts, push_folder
 
     parts = find_parts(arguments.folder)
     print(f"{arguments.folder}: {len(parts.files) + 1} files for {arguments.repo}", flush=True)

@@ -14,13 +14,13 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _window_settings(arguments: argparse.Namespace, kind: str):
-    from ..features import WindowSettings
+    from ..features.windows import WindowSettings
 
     return WindowSettings(arguments.windows_per_second, arguments.window_seconds, arguments.num_frames, kind)
 
 
 def _load(arguments: argparse.Namespace):
-    from ..loading import load_dual_encoder
+    from ..weights.loading import load_dual_encoder
 
     return load_dual_encoder(arguments.model, arguments.device)
 
@@ -40,7 +40,7 @@ def add_extract_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_extract(arguments: argparse.Namespace) -> int:
     """Exit code 0, or 1 if a video could not be read."""
-    from ..extraction import FAILURES, extract
+    from ..features.extraction import FAILURES, extract
 
     model, processor = _load(arguments)
     result = extract(
@@ -82,7 +82,7 @@ def run_search(arguments: argparse.Namespace) -> int:
     """Exit code 0, or 1 if a video could not be read."""
     from pathlib import Path
 
-    from ..search import DEFAULT_CACHE, VideoIndex, write_page
+    from ..features.search import DEFAULT_CACHE, VideoIndex, write_page
 
     if Path(arguments.query).exists():
         raise ValueError(f"The last argument is the query, but {arguments.query!r} is a file: what is looked for?")
@@ -111,9 +111,9 @@ def add_ground_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_ground(arguments: argparse.Namespace) -> None:
-    from ..data.egonlq_features import EgoNLQFeatures
-    from ..grounding import ground, write_predictions
-    from ..loading import load_grounding_head
+    from ..features.egonlq_features import EgoNLQFeatures
+    from ..features.grounding import ground, write_predictions
+    from ..weights.loading import load_grounding_head
 
     head = load_grounding_head(arguments.head, arguments.device)
     data = EgoNLQFeatures.from_json(arguments.nlq, arguments.features)

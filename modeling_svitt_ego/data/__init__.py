@@ -10,7 +10,7 @@ _MODULES = {
     "load_egomcq": "egomcq",
     "load_egonlq": "egonlq",
     "load_epic_kitchens": "epic_kitchens",
-    "rejected_lines": "arrow_cache",
+    "rejected_lines": "..files.arrow_cache",
 }
 __all__ = sorted(_MODULES)
 
@@ -18,4 +18,5 @@ __all__ = sorted(_MODULES)
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    module = _MODULES[name]
+    return getattr(import_module(module if module.startswith(".") else f".{module}", __name__), name)

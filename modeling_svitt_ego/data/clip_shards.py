@@ -29,9 +29,9 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..clip_reading import ClipReadError, clip_times, frame_indices
-from ..resumable_folder import FolderReport, claim_folder, num_cores, run_jobs
-from .arrow_cache import content_hash
+from ..files.arrow_cache import content_hash
+from ..files.resumable_folder import FolderReport, claim_folder, num_cores, run_jobs
+from ..model.clip_reading import ClipReadError, clip_times, frame_indices
 from .clips import EgoClipDataset
 from .egoclip import EGOCLIP_FEATURES, load_egoclip
 from .layouts import VideoStore

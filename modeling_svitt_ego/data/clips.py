@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..clip_reading import ClipReadError, clip_times
+from ..model.clip_reading import ClipReadError, clip_times
 from .failures import FailureLog, TooManyClipFailures
 from .layouts import VideoStore
 from .sampling import SceneIndex

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from .arrow_cache import AnnotationBuilder, RejectedLine, build, check_readable, printable
+from ..files.arrow_cache import AnnotationBuilder, RejectedLine, build, check_readable, printable
 from .video_uid import check_video_uid
 
 NUM_VERBS = 118  # verb groups of the EgoClip taxonomy

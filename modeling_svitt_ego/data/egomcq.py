@@ -14,8 +14,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from .arrow_cache import AnnotationBuilder, RejectedLine, build, check_readable
-from .json_records import integer, read_json, record, seconds, tags, text
+from ..files.arrow_cache import AnnotationBuilder, RejectedLine, build, check_readable
+from ..files.json_records import integer, read_json, record, seconds, tags, text
 from .video_uid import check_video_uid
 
 NUM_CHOICES = 5

@@ -13,8 +13,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from .arrow_cache import AnnotationBuilder, RejectedLine, build, check_readable
-from .json_records import array, check_encodable, read_json, record, seconds, text
+from ..files.arrow_cache import AnnotationBuilder, RejectedLine, build, check_readable
+from ..files.json_records import array, check_encodable, read_json, record, seconds, text
 from .video_uid import check_video_uid
 
 logger = logging.getLogger(__name__)

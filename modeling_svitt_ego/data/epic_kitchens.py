@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import datasets
 import pyarrow as pa
 
-from .arrow_cache import AnnotationBuilder, RejectedLine, build, check_readable
+from ..files.arrow_cache import AnnotationBuilder, RejectedLine, build, check_readable
 from .video_uid import check_video_uid
 
 EPIC_FEATURES = datasets.Features(

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..clip_reading import ClipReadError, VideoInfo, clamp_window, probe_video, read_clip
+from ..model.clip_reading import ClipReadError, VideoInfo, clamp_window, probe_video, read_clip
 from .video_uid import check_video_uid
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..data.egonlq import load_egonlq, query_flags
-from ..data.json_records import array, integer, read_json, record, seconds, text
+from ..files.json_records import array, integer, read_json, record, seconds, text
 from .bootstrap import INTERVAL_RULE
 from .egonlq_metrics import egonlq_intervals, egonlq_recall
 from .report import EvaluationReport
@@ -118,9 +118,9 @@ def predict_from_features(
         sliding_window (`int`, *optional*): without a head: windows of this many cells, by their cosine with the query.
     """
     # Imported here: grounding needs features, a prediction file does not.
-    from ..data.egonlq_features import EgoNLQFeatures
-    from ..grounding import ground, sliding_window_spans
-    from ..temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding
+    from ..features.egonlq_features import EgoNLQFeatures
+    from ..features.grounding import ground, sliding_window_spans
+    from ..model.temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding
 
     data = EgoNLQFeatures.from_json(annotations, features)
     if sliding_window is not None:

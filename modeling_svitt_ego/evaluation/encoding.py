@@ -17,9 +17,9 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..clip_reading import ClipReadError
 from ..data.clips import EgoClipDataset
-from ..fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
+from ..model.clip_reading import ClipReadError
+from ..weights.fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
 from .vector_cache import VectorCache
 
 ON_ERROR = ("raise", "wrong")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..provenance import package_commit, weights_sha256
+from ..weights.provenance import package_commit, weights_sha256
 from .published import PUBLISHED
 
 SCHEMA_VERSION = 1

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
-from ..losses import gather_rows, itself, sample_hard_negatives, shared_action
+from ..model.losses import gather_rows, itself, sample_hard_negatives, shared_action
 from .objectives import at_least_float32, negative_labels, summed_cross_entropy
 from .row_exchange import RowExchange, largest_of_processes, mean_over_processes, world_size
 

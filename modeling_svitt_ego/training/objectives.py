@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from ..losses import gather_rows, sample_hard_negatives
+from ..model.losses import gather_rows, sample_hard_negatives
 from .row_exchange import RowExchange, largest_of_processes, mean_over_processes, world_size
 
 WEIGHTS = ("contrastive_weight", "vtm_weight", "mlm_weight")

@@ -8,7 +8,7 @@ the same variance, makes all of them equally visible. Pretrained towers do not n
 import torch
 import torch.nn.functional as F
 
-from ..vision import SViTTEgoVisionModel
+from ..model.vision import SViTTEgoVisionModel
 
 
 @torch.no_grad()

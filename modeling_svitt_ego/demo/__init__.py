@@ -1,0 +1,1 @@
+"""The synthetic first-person world and the demo that trains on it."""

@@ -1,0 +1,1 @@
+"""What a trained encoder computes over whole videos: window features, search, temporal grounding."""

@@ -1,0 +1,290 @@
+"""Features of whole videos: a window a stride, decoded in one pass, embedded in batches; used by extract and search.
+
+    |----cell 0----|----cell 1----|----cell 2----|--3--|        cells tile [0, duration), the last may be shorter
+        |--------window 1--------|                              a window is centred on its cell, kept inside the video
+
+A feature stands for its cell. The published EgoNLQ features have 30 fps / 16 frames = 1.875 cells a second.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.layouts import EDGE_TOLERANCE, VIDEO_SUFFIXES, VideoStore, find_layout
+from ..data.video_uid import check_video_uid
+from ..model.clip_reading import ClipReadError, VideoInfo, clip_times, probe_video, stream_frames
+
+WINDOWS_PER_SECOND = 1.875
+FEATURE_KINDS = ("projected", "pooled", "tokens")
+# A last cell shorter than this share of a whole one joins the cell before it: rounding of the duration, not content.
+_SHORTEST_CELL = 0.1
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """
+    Args:
+        windows_per_second (`float`): cells, and so features, per second of video.
+        window_seconds (`float`, *optional*): what the model sees around the middle of a cell; the cell itself by
+            default. EgoClip's clips last a second in the mean, nearly twice the default.
+        num_frames (`int`): frames of a window, the middle ones of as many equal segments.
+        kind (`str`): `"projected"` (`projection_dim`, comparable with texts, not normalised), `"pooled"` (before the
+            projection, `hidden_size`) or `"tokens"` (`(num_tokens, hidden_size)`, [CLS] first, after pruning).
+    """
+
+    windows_per_second: float = WINDOWS_PER_SECOND
+    window_seconds: float | None = None
+    num_frames: int = 4
+    kind: str = "projected"
+
+    def __post_init__(self):
+        if not (math.isfinite(self.windows_per_second) and self.windows_per_second > 0):
+            raise ValueError(f"windows_per_second ({self.windows_per_second}) must be above 0.")
+        if self.window_seconds is not None and not (math.isfinite(self.window_seconds) and self.window_seconds > 0):
+            raise ValueError(f"window_seconds ({self.window_seconds}) must be above 0.")
+        if self.num_frames < 1:
+            raise ValueError(f"num_frames ({self.num_frames}) must be at least 1.")
+        if self.kind not in FEATURE_KINDS:
+            raise ValueError(f"kind ({self.kind!r}) must be one of {', '.join(FEATURE_KINDS)}.")
+
+
+def cells(duration: float, settings: WindowSettings) -> np.ndarray:
+    """(num_cells, 2) seconds: start and end of each cell; together they are [0, duration)."""
+    stride = 1 / settings.windows_per_second
+    starts = np.arange(max(1, math.ceil(duration / stride - _SHORTEST_CELL))) * stride
+    return np.stack([starts, np.append(starts[1:], duration)], axis=1)
+
+
+def windows(duration: float, settings: WindowSettings) -> np.ndarray:
+    """(num_cells, 2) seconds: what the model sees for each cell."""
+    result = cells(duration, settings)
+    if settings.window_seconds is None:
+        return result
+    length = min(settings.window_seconds, duration)
+    starts = np.clip(result.mean(axis=1) - length / 2, 0, duration - length)
+    return np.stack([starts, starts + length], axis=1)
+
+
+# ------------------------------------------------------------------------------------------------------ videos on disk
+
+
+@dataclass(frozen=True)
+class SourceVideo:
+    """A video by name, and the files it lies in, as (start in seconds, path) in order of time."""
+
+    uid: str
+    files: tuple[tuple[float, Path], ...]
+
+    def duration(self) -> float:
+        """Seconds from the first file's first frame to the last one's end."""
+        start, path = self.files[-1]
+        return start + probe_video(path, backend="pyav").duration
+
+    def stamp(self) -> list[list]:
+        """Absolute path, bytes and time of change of each file: when one differs, it is another video."""
+        entries = [(path.resolve(), path.stat()) for _, path in self.files]
+        return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in entries]
+
+    def frames(self, times: np.ndarray) -> Iterator[np.ndarray]:
+        """The frame at each of the increasing `times`, as [`stream_frames`]: one pass over each file."""
+        starts = [start for start, _ in self.files]
+        which = np.searchsorted(starts, times, side="right") - 1
+        for number in np.unique(which):
+            start, path = self.files[number]
+            local = times[which == number] - start
+            followed = number + 1 < len(self.files)
+
+            def within(info: VideoInfo, local=local, followed=followed) -> np.ndarray:
+                # A chunk cut at a key frame may end before its nominal end; its last frame then stays till the next.
+                past = local.max() - info.duration
+                return np.minimum(local, info.duration) if followed and 0 < past <= EDGE_TOLERANCE else local
+
+            yield from stream_frames(path, within)
+
+
+def find_videos(path: str | os.PathLike, uids: set[str] | None = None) -> list[SourceVideo]:
+    """
+    The video that `path` is, or all videos of the folder, which may have any layout that [`find_layout`] knows.
+
+    Args:
+        uids (`set[str]`, *optional*): only these; one that is not there is an error.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [SourceVideo(check_video_uid(path.stem), ((0.0, path),))]
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no video or folder {str(path)!r}.")
+    files = sorted(file for file in path.iterdir() if _is_video(file))
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if files:
+        nested = next((file for folder in folders for file in folder.iterdir() if _is_video(file)), None)
+        if nested is not None:
+            raise ValueError(
+                f"{str(path)!r} holds videos itself ({files[0].name!r}) and in folders ({str(nested)!r}): which are "
+                "meant?"
+            )
+        by_uid: dict[str, Path] = {}
+        for file in files:
+            if by_uid.setdefault(file.stem, file) != file:
+                raise ValueError(
+                    f"{str(by_uid[file.stem])!r} and {str(file)!r} would get the same name {file.stem!r}."
+                )
+        found = [SourceVideo(check_video_uid(uid), ((0.0, file),)) for uid, file in by_uid.items()]
+    else:
+        store = VideoStore(path, find_layout(path))
+        ending = ".mp4" if store.layout.named_by == "start" else ""
+        names = [folder.name.removesuffix(ending) for folder in folders if folder.name.endswith(ending)]
+        found = [SourceVideo(uid, tuple(store.chunks(uid))) for uid in names if uids is None or uid in uids]
+    if uids is not None:
+        missing = sorted(uids - {video.uid for video in found})
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(uids)} videos are not in {str(path)!r}, the first: {', '.join(missing[:3])}."
+            )
+        found = [video for video in found if video.uid in uids]
+    return found
+
+
+def _is_video(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
+
+
+# --------------------------------------------------------------------------------------------------- frames to vectors
+
+
+def read_windows(video: SourceVideo, spans: np.ndarray, num_frames: int) -> Iterator[np.ndarray]:
+    """The frames `(num_frames, height, width, 3)` of each span in turn; the video is decoded once."""
+    times = np.array([clip_times(start, end, num_frames) for start, end in spans])
+    order = np.argsort(times, axis=None, kind="stable")  # windows may overlap
+    waiting: dict[int, list] = {}
+    for place, frame in zip(order, video.frames(times.flat[order])):
+        window = int(place) // num_frames
+        frames = waiting.setdefault(window, [])
+        frames.append(frame)
+        if len(frames) == num_frames:  # windows begin in order and are of equal length, so they also end in order
+            if len({frame.shape for frame in frames}) > 1:
+                raise ClipReadError(f"{video.uid}: its frames change size around {times[window, 0]:.3f} s.")
+            yield np.stack(waiting.pop(window))
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """
+    Args:
+        cells (`np.ndarray` of shape `(num_cells, 2)`): start and end of each, in seconds of the source video.
+        features (`np.ndarray` of shape `(num_cells, dim)`, or `(num_cells, num_tokens, dim)` of kind "tokens").
+    """
+
+    cells: np.ndarray
+    features: np.ndarray
+
+
+@torch.no_grad()
+def embed_video(
+    model,
+    processor,
+    video: SourceVideo,
+    settings: WindowSettings | None = None,
+    batch_size: int = 32,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] | None = None,
+) -> VideoFeatures:
+    """
+    The features of one video. Frames are decoded and resized in a thread while the model computes.
+
+    Args:
+        model: with `vision_model` and `video_projection`, as [`SViTTEgoModel`]; put into evaluation mode meanwhile.
+        processor: [`SViTTEgoProcessor`] or its video processor.
+        dtype (`torch.dtype`): of the result.
+        progress (function of two `int`, *optional*): called after each batch with the windows of the batch and of the
+            video.
+
+    Raises:
+        ClipReadError: The video cannot be decoded to its end.
+        ValueError: A feature is not finite.
+    """
+    settings = settings or WindowSettings()
+    processor = getattr(processor, "video_processor", processor)
+    duration = video.duration()
+    spans = windows(duration, settings)
+    frames = read_windows(video, spans, settings.num_frames)
+
+    def next_batch() -> torch.Tensor | None:
+        # Resized window by window: a batch of large frames would not fit beside the model.
+        clips = [
+            processor([clip], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
+            for clip in itertools.islice(frames, batch_size)
+        ]
+        return torch.cat(clips) if clips else None
+
+    parameter, was_training = next(model.parameters()), model.training
+    rows: list[torch.Tensor] = []
+    model.eval()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(next_batch)
+            while (batch := coming.result()) is not None:
+                coming = pool.submit(next_batch)
+                rows.append(_embed(model, batch.to(parameter.device, parameter.dtype), settings.kind).to("cpu", dtype))
+                if progress is not None:
+                    progress(len(batch), len(spans))
+    finally:
+        model.train(was_training)
+    features = torch.cat(rows)
+    if len(features) != len(spans):
+        raise ClipReadError(f"{video.uid}: {len(features)} of {len(spans)} windows could be decoded.")
+    finite = torch.isfinite(features.flatten(1)).all(1)
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"{video.uid}: {int((~finite).sum())} of {len(features)} features are not finite in {dtype}, the first at "
+            f"{spans[first, 0]:.3f} s."
+        )
+    return VideoFeatures(cells(duration, settings), features.numpy())
+
+
+def _embed(model, pixel_values: torch.Tensor, kind: str) -> torch.Tensor:
+    outputs = model.vision_model(pixel_values, return_dict=True)
+    if kind == "tokens":
+        return outputs.last_hidden_state
+    return outputs.pooler_output if kind == "pooled" else model.video_projection(outputs.pooler_output)
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """
+    Args:
+        features (`np.ndarray` of shape `(projection_dim,)`): comparable with "projected" video features.
+        token_features (`np.ndarray` of shape `(num_tokens, hidden_size)`): the text tower's states, no padding.
+    """
+
+    features: np.ndarray
+    token_features: np.ndarray
+
+
+@torch.no_grad()
+def embed_texts(model, processor, texts: list[str], batch_size: int = 256) -> list[TextFeatures]:
+    """The features of each text, in float32."""
+    device, was_training = next(model.parameters()).device, model.training
+    result = []
+    model.eval()
+    try:
+        for first in range(0, len(texts), batch_size):
+            inputs = processor(text=texts[first : first + batch_size], return_tensors="pt").to(device)
+            outputs = model.get_text_features(inputs["input_ids"], inputs["attention_mask"], return_dict=True)
+            pooled, tokens = (
+                outputs.pooler_output.float().cpu().numpy(),
+                outputs.last_hidden_state.float().cpu().numpy(),
+            )
+            lengths = inputs["attention_mask"].sum(1).tolist()
+            result += [TextFeatures(p, t[:length].copy()) for p, t, length in zip(pooled, tokens, lengths)]
+    finally:
+        model.train(was_training)
+    return result

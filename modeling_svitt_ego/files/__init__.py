@@ -1,0 +1,1 @@
+"""Reading and writing files safely: atomic writes, resumable folders, cached tables, JSON records."""

@@ -1,0 +1,406 @@
+"""The model card: MODEL_CARD.md filled from a saved folder, its training arguments and the JSON of evaluations.
+
+Nothing is invented: what was not recorded is called so, and a number of other weights than the folder's is refused.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+from transformers import TrainingArguments
+
+from ..evaluation.published import PUBLISHED
+from ..model.configuration_svitt_ego import SViTTEgoConfig
+from ..weights.provenance import weight_files, weights_sha256
+
+# Stands in the card's snippet until the name is known; pushing fills it in.
+PLACEHOLDER_NAME = "USER/MODEL"
+TRAINING_ARGUMENTS_NAME = "training_arguments.json"
+NOT_RECORDED, NOT_MEASURED = "not recorded", "not measured"
+
+# What a reader needs to repeat a training. A list of names, because the arguments also hold paths and a token.
+TRAINING_FIELDS = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "optim",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "bf16",
+    "fp16",
+    "gradient_checkpointing",
+    "seed",
+    "data_seed",
+)
+
+
+# --------------------------------------------------------------------------------------------------- what was measured
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    What the card reads of the JSON that an evaluation wrote, and all that it reads.
+
+    Args:
+        benchmark (`str`): `egomcq`, `egonlq`, `ek100`, `video-classification`, …
+        metrics (`dict[str, float]`): each number by its name, in per cent.
+        primary_metrics (`list[str]`): those that papers report; the card shows only them. All, if it is missing.
+        intervals (`dict[str, list[float]]`): low and high end of the 95 % interval of some metrics.
+        counts (`dict[str, int]`): of it, `num_inter` for a metric `inter`: what this one is over.
+        failures (`dict`): of it, `num_failed`: clips that could not be read.
+        num_frames (`int`): frames per clip.
+        scoring_mode (`str`): `dual`, `fusion`, `ensemble`.
+        num_items (`int`): questions, queries or clips that were counted.
+        command (`str`): the script or command that made the numbers.
+        package_version, commit (`str`): of this package.
+        checkpoint_sha256 (`str`): of the weights, see [`weights_sha256`].
+        date (`str`): ISO 8601.
+        dataset (`str`): what the benchmark was asked on, where that is not the published data.
+        condition (`str`): what was done to the input (`"frames shuffled"`); such a number stays out of the metadata.
+
+    `benchmark` and `metrics` are required; any other field may be missing and is then "not recorded".
+    """
+
+    benchmark: str
+    metrics: dict[str, float]
+    primary_metrics: list[str] | None = None
+    intervals: dict[str, list[float]] | None = None
+    counts: dict[str, int] | None = None
+    failures: dict | None = None
+    num_frames: int | None = None
+    scoring_mode: str | None = None
+    num_items: int | None = None
+    command: str | None = None
+    package_version: str | None = None
+    commit: str | None = None
+    checkpoint_sha256: str | None = None
+    date: str | None = None
+    dataset: str | None = None
+    condition: str | None = None
+
+    @classmethod
+    def read(cls, source: "str | os.PathLike | dict | Any") -> "Evaluation":
+        """From a file, what such a file holds, or an `EvaluationReport`. A `ValueError` names file and field."""
+        if is_dataclass(source):
+            source = asdict(source)
+        origin = "the evaluation" if isinstance(source, dict) else str(source)
+        content = source if isinstance(source, dict) else _read_json(Path(source))
+        if not isinstance(content, dict) or not isinstance(content.get("benchmark"), str):
+            raise ValueError(f"{origin} is not what an evaluation writes: it has no 'benchmark'.")
+        metrics = content.get("metrics")
+        if not isinstance(metrics, dict) or not metrics:
+            raise ValueError(f"{origin} is not what an evaluation writes: it has no 'metrics'.")
+        for name, value in metrics.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{origin}: metric '{name}' must be a finite number, got {value!r}.")
+        for name in ("num_frames", "num_items"):
+            value = content.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{origin}: '{name}' must be a positive whole number, got {value!r}.")
+        known = {field.name: content.get(field.name) for field in fields(cls)}
+        checked = {"metrics", "primary_metrics", "intervals", "counts", "failures", "num_frames", "num_items"}
+        for name in known.keys() - checked:
+            if known[name] is not None and not isinstance(known[name], str):
+                raise ValueError(f"{origin}: '{name}' must be text, got {known[name]!r}.")
+        for name in (*(known["primary_metrics"] or ()), *(known["intervals"] or ())):
+            if name not in metrics:
+                raise ValueError(f"{origin}: '{name}' is not among the metrics {sorted(metrics)}.")
+        return cls(**known)
+
+    def shown(self) -> dict[str, float]:
+        """The metrics for the card."""
+        return {name: self.metrics[name] for name in self.primary_metrics or self.metrics}
+
+
+def count_parameters(folder: str | os.PathLike) -> int:
+    """Numbers in the saved weights, from the files' headers; a tied weight counts once."""
+    total = 0
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # the library's own error class has moved between versions
+            raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+    return total
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+
+# An own number stands beside a published one only if it was counted on this many items: the same benchmark on another
+# set is another number. EgoMCQ has about 39,000 questions (EgoVLP, arXiv:2206.01670).
+PUBLISHED_ITEMS = {"egomcq": (38_000, 40_500)}
+PUBLISHED_HERE = [result for result in PUBLISHED if result.model == "SViTT-Ego"]
+BENCHMARK_NAMES = {"egomcq": "EgoMCQ", "egonlq": "EgoNLQ", "ek100": "EPIC-KITCHENS-100 multi-instance retrieval"}
+# Tasks that the Hub knows; it has none for moments in a video.
+TASK_TYPES = {"egomcq": "multiple-choice", "ek100": "text-retrieval", "video-classification": "video-classification"}
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A row of the card's table, every cell as text. `commit` is that of the package, and its version."""
+
+    benchmark: str
+    metric: str
+    published: str
+    own: str
+    num_items: str
+    num_frames: str
+    scoring_mode: str
+    date: str
+    commit: str
+    command: str
+
+
+def result_rows(evaluations: Iterable[Evaluation]) -> list[ResultRow]:
+    """Own numbers beside the published ones of the same set, then published ones that were not measured here."""
+    published = {(p.benchmark, metric): value for p in PUBLISHED_HERE for metric, value in p.metrics.items()}
+    rows, unmatched = [], dict(published)
+    for evaluation in evaluations:
+        same_set = is_published_set(evaluation)
+        for metric, value in evaluation.shown().items():
+            key = (evaluation.benchmark, metric)
+            if same_set:
+                unmatched.pop(key, None)
+            name = BENCHMARK_NAMES.get(evaluation.benchmark, evaluation.benchmark)
+            name += "".join(f", {part}" for part in (evaluation.dataset, evaluation.condition) if part)
+            version = evaluation.package_version and f"version {evaluation.package_version}"
+            made_by = ", ".join(part for part in (_short(evaluation.commit), version) if part)
+            rows.append(
+                ResultRow(
+                    benchmark=_cell(name),
+                    metric=_cell(metric),
+                    published=f"{published[key]:.1f}" if same_set and key in published else "–",
+                    own=f"{value:.1f}{_interval(evaluation, metric)}",
+                    num_items=_num_items(evaluation, metric),
+                    num_frames=_cell(evaluation.num_frames),
+                    scoring_mode=_cell(evaluation.scoring_mode),
+                    date=_cell(evaluation.date),
+                    commit=_cell(made_by or None),
+                    command=NOT_RECORDED if evaluation.command is None else f"`{_cell(evaluation.command)}`",
+                )
+            )
+    for (benchmark, metric), value in unmatched.items():
+        rows.append(ResultRow(BENCHMARK_NAMES[benchmark], metric, f"{value:.1f}", NOT_MEASURED, *["–"] * 6))
+    return rows
+
+
+def is_published_set(evaluation: Evaluation) -> bool:
+    """Whether the same questions were asked as in publications, the clips as they are."""
+    low, high = PUBLISHED_ITEMS.get(evaluation.benchmark, (0, -1))
+    if evaluation.num_items is None or evaluation.dataset or evaluation.condition:
+        return False
+    return low <= evaluation.num_items <= high
+
+
+def _interval(evaluation: Evaluation, metric: str) -> str:
+    interval = (evaluation.intervals or {}).get(metric)
+    return f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+
+
+def _num_items(evaluation: Evaluation, metric: str) -> str:
+    number = (evaluation.counts or {}).get(f"num_{metric}", evaluation.num_items)
+    if number is None:
+        return NOT_RECORDED
+    failed = (evaluation.failures or {}).get("num_failed")
+    return f"{number:,}" + (f" ({failed:,} clips unreadable)" if failed else "")
+
+
+def _short(commit: str | None) -> str | None:
+    if commit is None:
+        return None
+    sha, plus, changes = commit.partition("+")
+    return sha[:10] + plus + changes
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _cell(value) -> str:
+    return NOT_RECORDED if value is None else " ".join(str(value).split()).replace("|", "\\|")
+
+
+# ------------------------------------------------------------------------------------------------------------ the card
+
+
+def find_template() -> Path:
+    """MODEL_CARD.md: beside this file where the package is installed (setup.py), at the top level in a checkout."""
+    package = Path(__file__).parents[1]
+    for path in (package / "MODEL_CARD.md", package.parent / "MODEL_CARD.md"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"MODEL_CARD.md is neither in {package} nor in {package.parent}.")
+
+
+def training_summary(arguments: TrainingArguments) -> dict[str, Any]:
+    """The arguments that say how a model was trained: [`TRAINING_FIELDS`] and what a subclass adds."""
+    own = [field.name for field in fields(arguments) if field.name not in _library_fields()]
+    summary = {}
+    for name in (*TRAINING_FIELDS, *own):
+        value = getattr(arguments, name, None)
+        summary[name] = getattr(value, "value", value)  # enums as their text
+    return {name: value for name, value in summary.items() if isinstance(value, (bool, int, float, str))}
+
+
+def _library_fields() -> set[str]:
+    return {field.name for field in fields(TrainingArguments)}
+
+
+def render_model_card(
+    folder: str | os.PathLike,
+    evaluations: Iterable[Any] = (),
+    training_arguments: TrainingArguments | dict | None = None,
+    *,
+    repo_id: str | None = None,
+    training_data: str | None = None,
+    datasets: list[str] | None = None,
+    license: str | None = None,
+    base_model: str | list[str] | None = None,
+) -> ModelCard:
+    """
+    The card of a saved model.
+
+    Args:
+        folder: what `save_pretrained` wrote.
+        evaluations: files that `svitt-ego evaluate` wrote, or `EvaluationReport`s. One that names other weights than
+            the folder's is a `ValueError`.
+        training_arguments: of the training; by default those that [`write_model_card`] left in the folder.
+        repo_id (`str`): its name on the Hub; unknown, the snippet says `USER/MODEL`.
+        training_data (`str`): what it was trained on, in words.
+        datasets (`list[str]`): the same as dataset names on the Hub, for the metadata.
+        license (`str`): of the weights, an identifier that the Hub knows.
+        base_model: Hub name(s) of what the training started from.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    evaluations = [Evaluation.read(source) for source in evaluations]
+    _check_weights(folder, evaluations)
+    name = repo_id.split("/")[-1] if repo_id else folder.resolve().name
+    architecture = (config.architectures or ["SViTTEgoModel"])[0]
+    data = ModelCardData(
+        language="en",
+        license=license,
+        library_name="transformers",
+        pipeline_tag="video-classification",
+        tags=["svitt-ego", "egocentric-video", "video-text-retrieval", "sparse-attention", "arxiv:2406.09462"],
+        datasets=datasets,
+        base_model=base_model,
+        metrics=["accuracy"] if any(e.benchmark == "egomcq" for e in evaluations) else None,
+        model_name=name,
+        eval_results=[result for e in evaluations for result in _eval_results(e)] or None,
+    )
+    if data.eval_results is None:
+        data.pop("model_name")  # the Hub takes it from the repository; alone it is no metadata field
+    return ModelCard.from_template(
+        data,
+        template_path=str(find_template()),
+        name=name,
+        repo_id=repo_id or PLACEHOLDER_NAME,
+        architecture=architecture,
+        is_classifier=architecture == "SViTTEgoForVideoClassification",
+        num_parameters=count_parameters(folder),
+        weights_sha256=weights_sha256(folder),
+        config=config,
+        training=_training(folder, training_arguments),
+        training_data=training_data or NOT_RECORDED,
+        weights_license=license or NOT_RECORDED,
+        rows=result_rows(evaluations),
+        published_sources=[f"{p.model}, {p.source} ({p.protocol})" for p in PUBLISHED_HERE],
+    )
+
+
+def write_model_card(
+    folder: str | os.PathLike,
+    evaluations: Iterable[Any] = (),
+    training_arguments: TrainingArguments | None = None,
+    **options,
+) -> Path:
+    """
+    Writes `README.md` into a saved model's folder, and `training_arguments.json` if they are given, so that the card
+    can be rendered again. Arguments as in [`render_model_card`].
+
+    Returns:
+        The path of the card.
+    """
+    folder = Path(folder)
+    card = render_model_card(folder, evaluations, training_arguments, **options)
+    if training_arguments is not None:
+        summary = json.dumps(training_summary(training_arguments), indent=1)
+        (folder / TRAINING_ARGUMENTS_NAME).write_text(summary + "\n", encoding="utf-8")
+    card.save(folder / "README.md")
+    return folder / "README.md"
+
+
+def _read_config(folder: Path) -> SViTTEgoConfig:
+    model_type = _read_json(folder / "config.json").get("model_type")
+    if model_type != SViTTEgoConfig.model_type:
+        raise ValueError(f"{folder} holds a '{model_type}', the card describes a whole '{SViTTEgoConfig.model_type}'.")
+    return SViTTEgoConfig.from_pretrained(folder)
+
+
+def _training(folder: Path, arguments: TrainingArguments | dict | None) -> dict[str, Any]:
+    if isinstance(arguments, dict):
+        return arguments
+    if arguments is not None:
+        return training_summary(arguments)
+    saved = folder / TRAINING_ARGUMENTS_NAME
+    return _read_json(saved) if saved.is_file() else {}
+
+
+def _check_weights(folder: Path, evaluations: list[Evaluation]) -> None:
+    expected = {e.checkpoint_sha256 for e in evaluations if e.checkpoint_sha256}
+    if not expected:
+        return
+    found = weights_sha256(folder)
+    for other in expected - {found}:
+        raise ValueError(f"{folder} holds the weights {found[:16]}…, but an evaluation is of {other[:16]}…")
+
+
+def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
+    """For the Hub's model-index: what was measured on the model as it is, at full precision."""
+    if evaluation.condition:
+        return []
+    name = BENCHMARK_NAMES.get(evaluation.benchmark, evaluation.benchmark)
+    protocol = {"num_frames": evaluation.num_frames, "scoring_mode": evaluation.scoring_mode}
+    return [
+        EvalResult(
+            task_type=TASK_TYPES.get(evaluation.benchmark, "other"),
+            # Another set than the published one must not look like it on a leaderboard.
+            dataset_type=_slug(evaluation.dataset or evaluation.benchmark),
+            dataset_name=f"{name}, {evaluation.dataset}" if evaluation.dataset else name,
+            metric_type="accuracy" if evaluation.benchmark == "egomcq" else metric,
+            metric_name=f"{name} {metric}",
+            metric_value=round(value, 4),
+            metric_args={key: value for key, value in protocol.items() if value is not None} or None,
+        )
+        for metric, value in evaluation.shown().items()
+    ]
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+
+
+__all__ = ["Evaluation", "render_model_card", "write_model_card"]

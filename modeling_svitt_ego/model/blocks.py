@@ -1,0 +1,41 @@
+"""What the layers of the three towers share: the readable reference attention and the MLP."""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .lean_linear import linears_after
+
+
+def eager_attention(module, q, k, v, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
+    """Attention as written in the papers; returns the context (B, N, H, D) and the probabilities (B, H, N, N)."""
+    scores = q @ k.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    statistics = torch.promote_types(scores.dtype, torch.float32)
+    attention = scores.softmax(-1, dtype=statistics).to(v.dtype)
+    attention = nn.functional.dropout(attention, p=dropout, training=module.training)
+    return (attention @ v).transpose(1, 2), attention
+
+
+class MLP(nn.Module):
+    """
+    Two linear layers with an activation between: the same in all three towers. In the video tower with a LayerNorm
+    before them and LayerScale after them, handed in so that little is kept for the backward (lean_linear.py).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, layernorm: nn.LayerNorm | None = None, scale: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        (inner,) = linears_after(layernorm, hidden_states, [self.fc1])
+        (output,) = linears_after(self.activation, inner, [self.fc2], scale)
+        return output
+
+
+__all__ = ["MLP", "eager_attention"]

@@ -1,0 +1,592 @@
+"""SViTT-Ego (arXiv:2406.09462): the two towers side by side, the fusion tower on top, and the heads of each task.
+
+Every class keeps its parts under the same names (vision_model, text_model, video_projection, text_projection,
+temperature, fusion_model, vtm_head, mlm_head), so any of them loads from the checkpoint of any other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MultipleChoiceModelOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_svitt_ego import SViTTEgoConfig
+from .fusion import SViTTEgoFusionModel
+from .losses import (
+    ego_nce,
+    gather_rows,
+    info_nce,
+    itself,
+    mask_tokens,
+    masked_language_modeling,
+    sample_hard_negatives,
+    shared_action,
+    video_text_matching,
+)
+from .pipeline_svitt_ego import custom_pipelines
+from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
+from .text import SViTTEgoTextModel
+from .vision import SViTTEgoVisionModel, SViTTEgoVisionOutput
+
+
+@dataclass
+class SViTTEgoOutput(ModelOutput):
+    """
+    Output of the models that compare clips with narrations.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, with `return_loss=True`): weighted sum of the parts.
+        loss_info (`dict`, with `return_loss=True`): each part before weighting (`contrastive`, `vtm`, `mlm`), the
+            `temperature` and `positives_per_clip` (mean number of positives of a clip, itself included); detached.
+        logits_per_video (`torch.FloatTensor` of shape `(num_videos, num_texts)`): cosine over temperature.
+        logits_per_text (`torch.FloatTensor` of shape `(num_texts, num_videos)`): its transpose.
+        video_embeds (`torch.FloatTensor` of shape `(num_videos, projection_dim)`):
+            The clip embedding after `video_projection`, not normalised.
+        text_embeds (`torch.FloatTensor` of shape `(num_texts, projection_dim)`):
+            The narration embedding after `text_projection`, not normalised.
+        vtm_logits (`torch.FloatTensor` of shape `(rows, 2)`): video-text matching; class 1 is a match. In pretraining
+            the rows are the batch's pairs, each text with a hard negative clip, each clip with a hard negative text.
+        mlm_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`).
+        vision_model_output, text_model_output: outputs of the towers.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_info: dict | None = None
+    logits_per_video: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    video_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    vtm_logits: torch.FloatTensor | None = None
+    mlm_logits: torch.FloatTensor | None = None
+    vision_model_output: SViTTEgoVisionOutput | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self):
+        towers = ("vision_model_output", "text_model_output")
+        return tuple(self[key].to_tuple() if key in towers else self[key] for key in self.keys())
+
+
+class SViTTEgoModel(SViTTEgoPreTrainedModel):
+    """
+    The dual encoder: one embedding for a clip, one for a narration, compared by cosine (`AutoModel`).
+
+    ```python
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(videos=["clip.mp4"], text=["#C C picks up the cup", "#C C opens the door"])
+    model(**inputs).logits_per_video.softmax(-1)
+    ```
+    """
+
+    custom_pipelines = custom_pipelines()
+
+    def __init__(self, config: SViTTEgoConfig):
+        super().__init__(config)
+        self.vision_model = SViTTEgoVisionModel._from_config(config.vision_config)
+        self.text_model = SViTTEgoTextModel._from_config(config.text_config)
+        self.video_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        self.temperature = nn.Parameter(torch.empty(1))  # one dimension: FSDP cannot shard a scalar
+        self.add_heads(config)
+        self.post_init()
+
+    def add_heads(self, config: SViTTEgoConfig):
+        """Further parts of a subclass, made before the weights are initialised."""
+
+    def init_own_parameters(self, std: float):
+        init.constant_(self.temperature, self.config.temperature_init)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    def loss_generator(self, generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+        """Draws negatives and masked tokens: in evaluation always the same, so that a loss there is repeatable."""
+        if self.training or generator is not None:
+            return generator
+        return torch.Generator(device).manual_seed(self.config.vision_config.pattern_seed)
+
+    @can_return_tuple
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        random_patterns: list[torch.LongTensor] | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> SViTTEgoVisionOutput:
+        """The video tower's output with `pooler_output` projected: `(num_videos, projection_dim)`, not normalised."""
+        kwargs.pop("return_dict", None)
+        outputs = self.vision_model(
+            pixel_values_videos, random_patterns=random_patterns, generator=generator, return_dict=True, **kwargs
+        )
+        outputs.pooler_output = self.video_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """The text tower's output with `pooler_output` projected: `(num_texts, projection_dim)`, not normalised."""
+        kwargs.pop("return_dict", None)
+        outputs = self.text_model(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True, **kwargs
+        )
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    def clamp_temperature(self) -> torch.Tensor:
+        """The temperature, first put back into its range in training (as the release does at every forward)."""
+        if self.training:
+            # .data: a second forward before the backward must not count as a change; the value is in range by then.
+            self.temperature.data.clamp_(self.config.temperature_min, self.config.temperature_max)
+        return self.temperature
+
+    def contrast(
+        self,
+        video_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        verb_tags: torch.Tensor | None = None,
+        noun_tags: torch.Tensor | None = None,
+        gather: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The contrastive loss of paired embeddings.
+
+        Args:
+            video_embeds, text_embeds (`torch.Tensor` of shape `(b, projection_dim)`): row i of both is one clip.
+            verb_tags, noun_tags (`torch.Tensor` of shapes `(b, num_verbs)`, `(b, num_nouns)`): multi-hot, for EgoNCE.
+            gather (`bool`): compare with the rows of all processes.
+
+        Returns:
+            The loss and the mask of positives `(b, B)`.
+        """
+        videos, texts = self.compared(video_embeds, text_embeds)
+        positives, first = self.find_positives(len(videos), videos.device, verb_tags, noun_tags, gather)
+        all_videos, all_texts = (gather_rows(x)[0] if gather else x for x in (videos, texts))
+        return self.contrast_rows(videos @ all_texts.T, texts @ all_videos.T, positives, first), positives
+
+    def compared(self, video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Unit clips over the temperature, and unit texts, `(b, projection_dim)` each: their products are logits.
+
+        In float32 at least: bf16 rounds logits of 100 to half units.
+        """
+        wide = torch.promote_types(video_embeds.dtype, torch.float32)
+        videos, texts = (F.normalize(x.to(wide), dim=-1) for x in (video_embeds, text_embeds))
+        return videos / self.clamp_temperature().to(wide), texts
+
+    def find_positives(
+        self,
+        rows: int,
+        device: torch.device,
+        verb_tags: torch.Tensor | None,
+        noun_tags: torch.Tensor | None,
+        gather: bool = False,
+    ) -> tuple[torch.Tensor, int]:
+        """The mask of positives `(b, B)` of `rows` clips, and which of the B is this process's first."""
+        if self.config.contrastive_loss == "info_nce":
+            own = torch.zeros(rows, 1, device=device)
+            everyone, first = gather_rows(own) if gather else (own, 0)
+            return itself(rows, len(everyone), first=first, device=device), first
+        if verb_tags is None or noun_tags is None:
+            raise ValueError(
+                "contrastive_loss='ego_nce' needs verb_tags and noun_tags; set contrastive_loss='info_nce' to train "
+                "without them."
+            )
+        all_verbs, first = gather_rows(verb_tags) if gather else (verb_tags, 0)
+        all_nouns, _ = gather_rows(noun_tags) if gather else (noun_tags, 0)
+        return shared_action(verb_tags, noun_tags, all_verbs, all_nouns, first), first
+
+    def contrast_rows(
+        self, logits_per_video: torch.Tensor, logits_per_text: torch.Tensor, positives: torch.Tensor, first: int = 0
+    ) -> torch.Tensor:
+        """The configured contrastive loss, a mean over the rows given; see [`~losses.ego_nce`]."""
+        if self.config.contrastive_loss == "info_nce":
+            return info_nce(logits_per_video, logits_per_text, first)
+        return ego_nce(logits_per_video, logits_per_text, positives, self.config.ego_nce_form)
+
+    def encode(self, pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs) -> SViTTEgoOutput:
+        """Both towers and their similarities; no loss."""
+        kwargs.pop("inputs_embeds", None)  # PEFT's FEATURE_EXTRACTION passes it as None
+        videos = self.get_video_features(pixel_values_videos, return_dict=True, **kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("random_patterns", "generator")}
+        texts = self.get_text_features(input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs)
+        logits_per_video = (
+            F.normalize(videos.pooler_output, dim=-1) @ F.normalize(texts.pooler_output, dim=-1).T / self.temperature
+        )
+        return SViTTEgoOutput(
+            logits_per_video=logits_per_video,
+            logits_per_text=logits_per_video.T,
+            video_embeds=videos.pooler_output,
+            text_embeds=texts.pooler_output,
+            vision_model_output=videos,
+            text_model_output=texts,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        verb_tags: torch.Tensor | None = None,
+        noun_tags: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        gather: bool = False,
+        run_inside: Callable | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SViTTEgoOutput:
+        r"""
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(num_videos, num_frames, channels, height, width)`).
+            input_ids, attention_mask (`torch.Tensor` of shape `(num_texts, sequence_length)`).
+            verb_tags, noun_tags (`torch.Tensor` of shapes `(batch_size, num_verbs)` and `(batch_size, num_nouns)`):
+                multi-hot taxonomy groups, for EgoNCE.
+            return_loss (`bool`, *optional*): also return the contrastive loss; clip i then belongs to text i.
+            gather (`bool`, *optional*): contrast with the batches of all processes, as `SViTTEgoTrainer` does.
+            random_patterns, generator: see [`SViTTEgoVisionModel`].
+            run_inside (`Callable`, *optional*): called with the model; its result is returned instead. So the passes
+                of training/gradient_caching.py run inside whatever wraps this forward: DDP, autocast, PEFT.
+        """
+        if run_inside is not None:
+            return run_inside(self)
+        outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
+        if return_loss:
+            if self.config.contrastive_weight == 0:
+                raise ValueError("contrastive_weight is 0, and the dual encoder has no other objective.")
+            loss, positives = self.contrast(outputs.video_embeds, outputs.text_embeds, verb_tags, noun_tags, gather)
+            outputs.loss = self.config.contrastive_weight * loss
+            outputs.loss_info = self.contrastive_info(loss, positives)
+        return outputs
+
+    def contrastive_info(self, loss: torch.Tensor, positives: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            "contrastive": loss.detach(),
+            "temperature": self.temperature.detach().squeeze().clone(),  # not what the next step makes of it
+            "positives_per_clip": positives.float().sum(-1).mean(),
+        }
+
+
+class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
+    """
+    Dual encoder plus fusion tower and matching head: retrieve by cosine, re-rank pairs by `match`.
+
+    With `return_loss=True` the loss is contrastive plus matching, SViTT's retrieval objective.
+    """
+
+    def add_heads(self, config: SViTTEgoConfig):
+        self.fusion_model = SViTTEgoFusionModel._from_config(config.cross_modal_config)
+        self.vtm_head = nn.Linear(config.cross_modal_config.hidden_size, 2)
+
+    def match(
+        self,
+        text_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        video_states: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Matching logits `(pairs, 2)`, class 1 a match, of the pairs (text i, clip i).
+
+        Args:
+            text_states (`torch.Tensor` of shape `(pairs, sequence_length, hidden_size)`): the text tower's
+                `last_hidden_state`.
+            video_states (`torch.Tensor` of shape `(pairs, num_tokens, hidden_size)`): the video tower's.
+        """
+        states = self.fusion_model(text_states, video_states, attention_mask, return_dict=True).last_hidden_state
+        return self.vtm_head(states[:, 0])
+
+    def match_with_hard_negatives(
+        self, outputs: SViTTEgoOutput, attention_mask: torch.Tensor | None, positives: torch.Tensor, generator=None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Logits `(3 b, 2)` and labels `(3 b,)`: the pairs; each text with a hard negative clip; each clip with a hard
+        negative text. The label is -100 where the batch holds no negative for that row.
+        """
+        texts, videos = outputs.text_model_output.last_hidden_state, outputs.vision_model_output.last_hidden_state
+        video_ids = sample_hard_negatives(outputs.logits_per_text, positives, generator)
+        text_ids = sample_hard_negatives(outputs.logits_per_video, positives, generator)
+        own = torch.ones_like(video_ids)
+        labels = torch.cat([own, torch.where(video_ids < 0, -100, 0), torch.where(text_ids < 0, -100, 0)])
+        text_ids, video_ids = text_ids.clamp(min=0), video_ids.clamp(min=0)
+        if attention_mask is not None:
+            attention_mask = torch.cat([attention_mask, attention_mask, attention_mask[text_ids]])
+        logits = self.match(
+            torch.cat([texts, texts, texts[text_ids]]), attention_mask, torch.cat([videos, videos[video_ids], videos])
+        )
+        return logits, labels
+
+    def local_positives(self, positives: torch.Tensor, rows: int, gather: bool) -> torch.Tensor:
+        """The columns of `positives` (b, B) that are this process's own batch."""
+        first = torch.distributed.get_rank() * rows if gather and positives.shape[1] > rows else 0
+        return positives[:, first : first + rows]
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        verb_tags: torch.Tensor | None = None,
+        noun_tags: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        gather: bool = False,
+        run_inside: Callable | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SViTTEgoOutput:
+        r"""See [`SViTTEgoModel.forward`]. With paired inputs `vtm_logits` are those of text i with clip i."""
+        if run_inside is not None:
+            return run_inside(self)
+        outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
+        if return_loss:
+            generator = self.loss_generator(kwargs.get("generator"), input_ids.device)
+            self.add_losses(outputs, input_ids, attention_mask, verb_tags, noun_tags, gather, generator)
+        elif len(outputs.video_embeds) == len(outputs.text_embeds):
+            outputs.vtm_logits = self.match(
+                outputs.text_model_output.last_hidden_state,
+                attention_mask,
+                outputs.vision_model_output.last_hidden_state,
+            )
+        return outputs
+
+    def add_losses(self, outputs, input_ids, attention_mask, verb_tags, noun_tags, gather, generator) -> None:
+        """Adds `loss`, `loss_info` and the heads' logits to `outputs`; a part of weight 0 is not run."""
+        config = self.config
+        rows = len(outputs.video_embeds)
+        outputs.loss, outputs.loss_info = 0.0, {}
+        if config.contrastive_weight > 0:
+            loss, positives = self.contrast(outputs.video_embeds, outputs.text_embeds, verb_tags, noun_tags, gather)
+            outputs.loss = config.contrastive_weight * loss
+            outputs.loss_info = self.contrastive_info(loss, positives)
+            local = self.local_positives(positives, rows, gather)
+        elif config.vtm_weight > 0:
+            local, _ = self.find_positives(rows, outputs.video_embeds.device, verb_tags, noun_tags)
+        if config.vtm_weight > 0:
+            outputs.vtm_logits, labels = self.match_with_hard_negatives(outputs, attention_mask, local, generator)
+            vtm = video_text_matching(outputs.vtm_logits, labels)
+            outputs.loss = outputs.loss + config.vtm_weight * vtm
+            outputs.loss_info["vtm"] = vtm.detach()
+            outputs.loss_info["vtm_negatives_per_clip"] = (labels == 0).sum() / (2 * rows)
+
+
+class MLMHead(nn.Module):
+    """BERT's masked language modelling head; the decoder shares the word embeddings' weight."""
+
+    def __init__(self, config: SViTTEgoConfig):
+        super().__init__()
+        hidden_size = config.cross_modal_config.hidden_size
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = ACT2FN[config.cross_modal_config.hidden_act]
+        self.layernorm = nn.LayerNorm(hidden_size, eps=config.cross_modal_config.layer_norm_eps)
+        self.decoder = nn.Linear(hidden_size, config.text_config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.layernorm(self.activation(self.dense(hidden_states))))
+
+
+class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
+    """
+    All three pretraining objectives (SViTT, section 3.1): contrastive (EgoNCE), video-text matching with hard
+    negatives, and masked language modelling, the last two through the fusion tower.
+    """
+
+    _tied_weights_keys = {"mlm_head.decoder.weight": "text_model.embeddings.word_embeddings.weight"}
+
+    def add_heads(self, config: SViTTEgoConfig):
+        super().add_heads(config)
+        self.mlm_head = MLMHead(config)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.mlm_head.decoder = value
+
+    def predict_masked(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        video_states: torch.Tensor,
+    ) -> torch.Tensor:
+        """MLM logits `(b, L, vocab_size)` of corrupted texts that see their clips."""
+        text_states = self.text_model(input_ids, attention_mask=attention_mask, return_dict=True).last_hidden_state
+        states = self.fusion_model(text_states, video_states, attention_mask, return_dict=True).last_hidden_state
+        return self.mlm_head(states)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        verb_tags: torch.Tensor | None = None,
+        noun_tags: torch.Tensor | None = None,
+        mlm_input_ids: torch.LongTensor | None = None,
+        mlm_labels: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        gather: bool = False,
+        run_inside: Callable | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SViTTEgoOutput:
+        r"""
+        See [`SViTTEgoModel.forward`]. `mlm_input_ids` and `mlm_labels` `(batch_size, sequence_length)` are a text
+        corrupted beforehand; without them, it is corrupted here.
+        """
+        if run_inside is not None:
+            return run_inside(self)
+        outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
+        if return_loss:
+            generator = self.loss_generator(kwargs.get("generator"), input_ids.device)
+            self.add_losses(outputs, input_ids, attention_mask, verb_tags, noun_tags, gather, generator)
+            if self.config.mlm_weight > 0:
+                if mlm_input_ids is None:
+                    mlm_input_ids, mlm_labels = self.corrupt(input_ids, attention_mask, generator)
+                video_states = outputs.vision_model_output.last_hidden_state
+                outputs.mlm_logits = self.predict_masked(mlm_input_ids, attention_mask, video_states)
+                mlm = masked_language_modeling(outputs.mlm_logits, mlm_labels)
+                outputs.loss = outputs.loss + self.config.mlm_weight * mlm
+                outputs.loss_info["mlm"] = mlm.detach()
+        return outputs
+
+    def corrupt(self, input_ids, attention_mask, generator=None) -> tuple[torch.Tensor, torch.Tensor]:
+        text = self.config.text_config
+        return mask_tokens(
+            input_ids,
+            attention_mask,
+            text.mask_token_id,
+            text.cls_token_id,
+            text.vocab_size,
+            self.config.mlm_probability,
+            generator,
+        )
+
+
+class SViTTEgoForMultipleChoice(SViTTEgoModel):
+    """
+    One narration and N clips, or one clip and N narrations: cosine over temperature as N logits (EgoMCQ).
+    """
+
+    def add_heads(self, config: SViTTEgoConfig):
+        # The token states' norm is not part of any output: under DDP it would be waited for in vain.
+        self.vision_model.layernorm.requires_grad_(False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        r"""
+        Args:
+            pixel_values_videos (`torch.FloatTensor`): `(batch_size, num_choices, num_frames, channels, height, width)`
+                clips to choose from, with `input_ids` of shape `(batch_size, sequence_length)`; or
+                `(batch_size, num_frames, channels, height, width)`, with `input_ids` of shape
+                `(batch_size, num_choices, sequence_length)` to choose from.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): the right choice, for the loss.
+        """
+        if pixel_values_videos is None or input_ids is None:
+            raise ValueError("Multiple choice needs pixel_values_videos and input_ids.")
+        choose_clip, choose_text = pixel_values_videos.dim() == 6, input_ids.dim() == 3
+        if choose_clip == choose_text:
+            raise ValueError(
+                "Give one text and N clips (input_ids of 2, pixel_values_videos of 6 dimensions) or one clip and N "
+                f"texts (5 and 3); got input_ids of {input_ids.dim()} and pixel_values_videos of "
+                f"{pixel_values_videos.dim()}."
+            )
+        kwargs.pop("inputs_embeds", None)
+        clips = pixel_values_videos.flatten(0, 1) if choose_clip else pixel_values_videos
+        texts = (input_ids, attention_mask, token_type_ids)
+        texts = [x.flatten(0, 1) if x is not None and x.dim() == 3 else x for x in texts]
+        video = F.normalize(self.get_video_features(clips, return_dict=True, **kwargs).pooler_output, dim=-1)
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("random_patterns", "generator")}
+        text = F.normalize(self.get_text_features(*texts, return_dict=True, **kwargs).pooler_output, dim=-1)
+        batch_size = len(input_ids)
+        cosine = (video.view(batch_size, -1, video.shape[-1]) * text.view(batch_size, -1, text.shape[-1])).sum(-1)
+        logits = cosine / self.clamp_temperature()
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        return MultipleChoiceModelOutput(loss=loss, logits=logits)
+
+
+class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
+    """The video tower with a linear classifier on its pooled vector."""
+
+    input_modalities = ("video",)
+
+    def __init__(self, config: SViTTEgoConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vision_model = SViTTEgoVisionModel._from_config(config.vision_config)
+        self.vision_model.layernorm.requires_grad_(False)  # not part of any output, see SViTTEgoForMultipleChoice
+        self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.vision_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(batch_size, num_frames, channels, height, width)`).
+            labels (`torch.Tensor`, *optional*): class ids `(batch_size,)`; see `config.problem_type` for the others.
+        """
+        for key in ("input_ids", "attention_mask", "inputs_embeds"):
+            kwargs.pop(key, None)  # PEFT passes them as None
+        outputs = self.vision_model(pixel_values_videos, return_dict=True, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+SViTTEgoVisionModel.register_for_auto_class("AutoModel")
+SViTTEgoTextModel.register_for_auto_class("AutoModel")
+SViTTEgoModel.register_for_auto_class("AutoModel")
+SViTTEgoForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+SViTTEgoForMultipleChoice.register_for_auto_class("AutoModelForMultipleChoice")
+SViTTEgoForVideoClassification.register_for_auto_class("AutoModelForVideoClassification")
+
+__all__ = [
+    "SViTTEgoForMultipleChoice",
+    "SViTTEgoForPreTraining",
+    "SViTTEgoForVideoClassification",
+    "SViTTEgoForVideoTextRetrieval",
+    "SViTTEgoModel",
+    "SViTTEgoOutput",
+    "SViTTEgoPreTrainedModel",
+    "SViTTEgoTextModel",
+    "SViTTEgoVisionModel",
+]

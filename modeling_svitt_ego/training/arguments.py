@@ -1,0 +1,78 @@
+"""The options of a training run: `TrainingArguments` with the published recipe and our own fields."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class SViTTEgoTrainingArguments(TrainingArguments):
+    """
+    `TrainingArguments` with the published recipe's optimiser as default (AdamW 3e-5, weight decay 0.02) and:
+
+    Args:
+        scene_aware_negatives (`bool`): half of each batch are partners, each from the video and the 60 seconds of a
+            clip of the other half (EgoVLP, arXiv:2206.01670): hard negatives that share the background.
+        shared_noun_share (`float`): without scene-aware negatives, share of the batches whose clips all share a noun,
+            so that the verb must tell them apart.
+        scene_seconds (`float`): how near in time a partner is: both lie in the same window of this many seconds.
+        muon_learning_rate (`float`, *optional*): trains the layers' weight matrices with Muon at this rate and the
+            rest with AdamW at `learning_rate` (optimization.py): for training from scratch.
+        contrastive_batch_size (`int`, *optional*): clips that are contrasted with each other, over all processes. Each
+            process takes its share in micro-batches of `per_device_train_batch_size` by gradient caching: loss and
+            gradients are those of the large batch, device memory is that of a micro-batch (gradient_caching.py says
+            what it costs on the host). Without it, the batches of all processes are contrasted:
+            `per_device_train_batch_size` times the number of processes.
+        contrastive_weight, vtm_weight, mlm_weight (`float`, *optional*): weights of the objectives; the model's
+            configuration decides where they are not given. One of weight 0 is not computed.
+        temporal_stages (`str`, *optional*): `start:num_frames:keep_rate:num_random_blocks` for each stage, e.g.
+            `"0:4:0.7:3,0.5:8:0.6:5"`; see temporal_stages.py.
+        logging_nan_inf_filter (`bool`): off: a loss that is not finite stops the run and names its clips.
+        ddp_find_unused_parameters (`bool`): off: parameters that no objective reaches are frozen instead.
+    """
+
+    learning_rate: float = field(default=3e-5)
+    weight_decay: float = field(default=0.02)
+    scene_aware_negatives: bool = field(
+        default=True, metadata={"help": "Half of each batch are clips from the same scenes as the other half."}
+    )
+    scene_seconds: float = field(default=60.0, metadata={"help": "Length of a scene, in seconds."})
+    shared_noun_share: float = field(default=0.0, metadata={"help": "Share of batches of clips with one noun."})
+    muon_learning_rate: float | None = field(default=None, metadata={"help": "Muon's, for the layers' matrices."})
+    # The collator runs the processor and needs every column.
+    remove_unused_columns: bool = field(default=False)
+    # A contrastive batch that is not full has another loss, and processes must have equally many rows.
+    dataloader_drop_last: bool = field(default=True)
+    contrastive_batch_size: int | None = field(default=None, metadata={"help": "Clips contrasted, all processes."})
+    contrastive_weight: float | None = field(default=None, metadata={"help": "Weight of EgoNCE."})
+    vtm_weight: float | None = field(default=None, metadata={"help": "Weight of video-text matching."})
+    mlm_weight: float | None = field(default=None, metadata={"help": "Weight of masked language modelling."})
+    temporal_stages: str | None = field(
+        default=None, metadata={"help": "start:num_frames:keep_rate:num_random_blocks of each stage, comma separated."}
+    )
+    logging_nan_inf_filter: bool = field(default=False)
+    ddp_find_unused_parameters: bool | None = field(default=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.contrastive_batch_size is None:
+            return
+        size, rows, world = self.contrastive_batch_size, self.per_device_train_batch_size, self.world_size
+        if size % world or size < rows * world:
+            raise ValueError(
+                f"contrastive_batch_size ({size}) must be a multiple of the number of processes ({world}) and at "
+                f"least per_device_train_batch_size ({rows}) on each."
+            )
+        # The Trainer then reads this many micro-batches per step, and exchanges gradients after the last.
+        micro_batches = -(-self.contrastive_share // rows)
+        if self.gradient_accumulation_steps not in (1, micro_batches):
+            raise ValueError(
+                f"contrastive_batch_size ({size}) is the whole batch of a step: leave gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps}) at 1."
+            )
+        self.gradient_accumulation_steps = micro_batches
+
+    @property
+    def contrastive_share(self) -> int:
+        """Clips of a contrastive batch that each process takes."""
+        return self.contrastive_batch_size // self.world_size

@@ -1,0 +1,244 @@
+"""A thin Trainer: scene-aware batches, contrast across processes, a log of the loss parts, EgoMCQ as evaluation.
+
+In training/: exact large batches in gradient_caching.py, whole checkpoints and leaving well in checkpoints.py, stages
+of more and more frames in temporal_stages.py, the summary and the curves in run_summary.py.
+"""
+
+import time
+from collections import defaultdict
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import speed_metrics
+
+from ..data.clips import EgoClipDataset
+from ..data.sampling import SceneAwareBatchSampler, SceneIndex, SeededBatchSampler, SharedNounBatchSampler, TagPairs
+from ..evaluation.egomcq import EgoMCQEvaluator, one_thread
+from .checkpoints import CheckpointsWrittenAside, LeaveOnSigterm, name_code_of_sharded
+from .failure_report import ReportUnreadableClips, unreadable_clips
+from .gradient_caching import CachedStep, MicroBatches, MicroBatchSampler
+from .naming_clips import CLIPS, NamingCollator, naming_dead_workers, refuse_non_finite
+from .objectives import freeze_unreached_parameters, losses_over_processes, set_weights
+from .optimization import MuonWithAdamW, layer_matrices
+from .run_summary import RunSummary
+from .temporal_stages import TrainsInStages, parse_stages
+
+
+class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
+    """
+    Trains [`SViTTEgoModel`] or [`SViTTEgoForPreTraining`] on an [`EgoClipDataset`].
+
+    Args:
+        evaluator ([`EgoMCQEvaluator`], *optional*): what `evaluate` runs; its metrics get the prefix `eval_`.
+        Others as in `transformers.Trainer`. Pass the processor as `processing_class`, so that checkpoints hold it.
+
+    The order of the clips and the frames drawn depend on (seed, epoch) alone, so a resumed run sees what the
+    uninterrupted one would have seen.
+    """
+
+    def __init__(self, *args, evaluator: EgoMCQEvaluator | None = None, **kwargs):
+        if evaluator is not None:
+            kwargs.setdefault("eval_dataset", evaluator.dataset)  # or eval_strategy would be refused
+        super().__init__(*args, **kwargs)
+        self.evaluator = evaluator
+        self._loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._clips: list[dict] | None = None
+        self._cached_of: MicroBatches | None = None
+        args = self.args
+        set_weights(
+            self.core,
+            contrastive_weight=args.contrastive_weight,
+            vtm_weight=args.vtm_weight,
+            mlm_weight=args.mlm_weight,
+        )
+        freeze_unreached_parameters(self.core)
+        self.summary = RunSummary()
+        self.add_callback(self.summary)
+        self.add_callback(ReportUnreadableClips(self.train_dataset))
+        self.stages = parse_stages(args.temporal_stages) if args.temporal_stages else []
+        self.check_stages()
+        self._leave_on_sigterm = LeaveOnSigterm(self)
+        self.add_callback(self._leave_on_sigterm)
+        if args.contrastive_batch_size is not None and (args.n_gpu > 1 or self.is_deepspeed_enabled):
+            raise ValueError("contrastive_batch_size needs one process per device, and does not go with DeepSpeed.")
+
+    @property
+    def core(self):
+        """The bare [`SViTTEgoModel`] or subclass, without PEFT's and accelerate's wrapping."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._leave_on_sigterm.restore()  # also after an error
+
+    def get_train_dataloader(self) -> DataLoader:
+        dataset, args = self.train_dataset, self.args
+        if not isinstance(dataset, EgoClipDataset):
+            if args.contrastive_batch_size is not None:
+                raise ValueError(
+                    f"contrastive_batch_size needs an EgoClipDataset, not {type(dataset).__name__}: its batches are "
+                    "cut into micro-batches."
+                )
+            return super().get_train_dataloader()
+        common = {"seed": args.data_seed if args.data_seed is not None else args.seed, "follow": dataset}
+        cached = args.contrastive_batch_size is not None
+        batch_size = args.contrastive_share if cached else self._train_batch_size
+        if cached:
+            common |= {"num_replicas": args.world_size, "rank": args.process_index}
+        if {"tag_verb", "tag_noun"} <= set(dataset.table.column_names):
+            common["tags"] = TagPairs(dataset.table)
+        if args.scene_aware_negatives:
+            # Known to the data set too: what stands in for an unreadable clip shall be of the same scene.
+            dataset.scenes = SceneIndex(dataset.table, args.scene_seconds)
+            sampler = SceneAwareBatchSampler(dataset.scenes, batch_size, **common)
+        elif args.shared_noun_share > 0:
+            sampler = SharedNounBatchSampler(dataset.table, batch_size, share=args.shared_noun_share, **common)
+        else:
+            sampler = SeededBatchSampler(len(dataset), batch_size, **common)
+        self.batch_sampler = sampler
+        loader = DataLoader(
+            dataset,
+            batch_sampler=MicroBatchSampler(sampler, self._train_batch_size) if cached else sampler,
+            collate_fn=NamingCollator(self.data_collator),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=args.dataloader_num_workers > 0,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=one_thread if args.dataloader_num_workers else None,
+        )
+        if cached:  # every process keeps its share, and the clips wait on the host
+            return prepare_data_loader(loader, num_processes=1, process_index=0)
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches = naming_dead_workers(self.summary.timed(epoch_iterator), lambda: self.state.global_step + 1)
+        if self.args.contrastive_batch_size is None:
+            return super().get_batch_samples(batches, num_batches, device)
+        self._micro_batches = MicroBatches(batches, num_batches, self._keep_on_host)
+        # The loader draws a random number when its first batch is asked for, and a resumed run sets the random state
+        # after this function: asking later would shift it.
+        self._micro_batches[0]
+        return self._micro_batches, None
+
+    def _keep_on_host(self, batch: dict) -> dict:
+        """Under autocast in half precision the first convolution rounds the pixels anyway."""
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        if half is not None:
+            batch["pixel_values_videos"] = batch["pixel_values_videos"].to(half)
+        return batch
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        self._clips = inputs.get(CLIPS)
+        if self.is_fsdp_enabled:  # what the model clamps in its forward is a copy, put together for that long
+            config = self.core.config
+            self.core.temperature.data.clamp_(config.temperature_min, config.temperature_max)
+        if self.args.contrastive_batch_size is None:
+            inputs = {name: value for name, value in inputs.items() if name != CLIPS}
+            return self.summary.timed_step(
+                lambda: super(SViTTEgoTrainer, self).training_step(model, inputs, num_items_in_batch)
+            )
+        return self.summary.timed_step(lambda: self._cached_training_step(model))
+
+    def _cached_training_step(self, model) -> torch.Tensor:
+        """One micro-batch of a contrastive batch; the first also embeds and contrasts all of them."""
+        batches = self._micro_batches
+        loss = 0.0
+        if batches is not self._cached_of:
+            model.train()
+            self._cached_of, self._cached_number = batches, 0
+            self._cached = CachedStep(
+                model,
+                self.core,
+                batches,
+                prepare=self._prepare_inputs,
+                backward=self.accelerator.backward,
+                no_sync=lambda: self.accelerator.no_sync(model),
+                loss_scale=lambda: 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale(),
+                gather=self.accelerator.num_processes > 1,
+            )
+            loss = self._cached.start()
+            clips = [clip for batch in batches for clip in batch.get(CLIPS, [])]
+            refuse_non_finite(loss, self.state.global_step + 1, clips, self._cached.videos, self._cached.texts)
+        number = self._cached_number
+        loss = loss + self._cached.micro_batch(number)
+        refuse_non_finite(loss, self.state.global_step + 1, self._clips)
+        batches.release(number)
+        self._cached_number += 1
+        if self._cached_number == len(batches):
+            for name, value in self._cached.loss_info.items():
+                self._loss_parts[name].append(value)
+            self._cached = None
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss over the batches of all processes. A mean over rows: nothing to rescale."""
+        several, config = self.accelerator.num_processes > 1, self.core.config
+        if several and hasattr(self.core, "vtm_head") and (config.vtm_weight > 0 or config.mlm_weight > 0):
+            outputs = model(run_inside=lambda core: losses_over_processes(core, inputs))
+        else:
+            outputs = model(**inputs, return_loss=True, gather=several)
+        if model.training:
+            embeds = outputs.video_embeds, outputs.text_embeds
+            refuse_non_finite(outputs.loss.detach(), self.state.global_step + 1, self._clips, *embeds)
+            for name, value in outputs.loss_info.items():
+                self._loss_parts[name].append(value)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _save(self, output_dir=None, state_dict=None):
+        name_code_of_sharded(self.core)
+        super()._save(output_dir, state_dict)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            for name, values in self._loss_parts.items():
+                mean = torch.stack([value.float() for value in values]).mean()
+                logs[name] = self.accelerator.gather(mean[None]).mean().item()
+            self._loss_parts.clear()
+            logs |= unreadable_clips(self.train_dataset)
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        if self.evaluator is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        started = time.time()
+        self.evaluator.accelerator = self.accelerator
+        metrics = self.evaluator(self.accelerator.unwrap_model(self.model))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=metrics[f"{metric_key_prefix}_num_questions"])
+        self.log({name: value for name, value in metrics.items() if isinstance(value, (int, float))})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def create_optimizer(self, model=None):
+        args = self.args
+        if self.optimizer is not None or args.muon_learning_rate is None:
+            return super().create_optimizer(model)
+        if not args.optim.startswith("adamw_torch") or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"muon_learning_rate goes with optim='adamw_torch' ({args.optim}), without FSDP/DeepSpeed."
+            )
+        model = self.model if model is None else model
+        decay = set(self.get_decay_parameter_names(model))
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.optimizer = MuonWithAdamW(
+            layer_matrices(model),
+            [
+                {"params": [p for name, p in trained if name in decay], "weight_decay": args.weight_decay},
+                {"params": [p for name, p in trained if name not in decay], "weight_decay": 0.0},
+            ],
+            args.muon_learning_rate,
+            args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+        )
+        return self.optimizer
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """Weight decay on weight matrices only: not on biases, norms, bias tables, [CLS] or the temperature."""
+        without = ("relative_position_bias_table", "cls_token")
+        return [name for name, p in model.named_parameters() if p.dim() >= 2 and not name.endswith(without)]

@@ -1,0 +1,1 @@
+"""Checkpoints: released ones, warm starts from image and text encoders, loading, identity, LoRA, tokenizers."""

@@ -1,0 +1,77 @@
+"""examples/finetune_with_peft.py with minimal settings: a world of two videos and a model without pretraining."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForVideoClassification
+
+from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoModel
+from modeling_svitt_ego.data.egoclip import load_egoclip
+from modeling_svitt_ego.demo.demo import TINY_CONFIG, build_processor
+from modeling_svitt_ego.demo.synthetic_world import build_world
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_with_peft.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The example's module, its folder and its results."""
+    folder = tmp_path_factory.mktemp("finetune")
+    world = build_world(folder / "world", {"train": 1, "test": 1}, seconds_per_video=20.0, num_workers=1)
+    processor = build_processor(load_egoclip(world["train"].egoclip)["clip_text"])
+    torch.manual_seed(0)
+    SViTTEgoModel(SViTTEgoConfig(**TINY_CONFIG)).save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    spec = importlib.util.spec_from_file_location("finetune_with_peft", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    arguments = ["--steps", "2", "--batch-size", "4", "--num-workers", "0", "--output", str(folder / "output")]
+    arguments += ["--model", str(folder / "model"), "--world", str(folder / "world")]
+    return example, folder, example.main(arguments)
+
+
+def test_results_hold_the_three_methods_beside_chance(run):
+    """Catches a method that trains other parameters than it says, and a table that differs from the file."""
+    example, folder, results = run
+    assert json.loads((folder / "output" / "results.json").read_text()) == results
+    assert results["num_train_clips"] > 4 and results["num_test_clips"] > 4
+    assert results["num_classes"] == 10 and results["chance"] == 10.0
+    methods = results["methods"]
+    assert list(methods) == ["linear probe", "LoRA", "full fine-tuning"]
+    assert methods["linear probe"]["trainable_parameters"] == 96 * 10 + 10
+    assert methods["LoRA"]["trainable_parameters"] == 970 + 3 * 2 * 8 * (96 + 96)
+    assert 0 < methods["linear probe"]["trainable_share"] < methods["LoRA"]["trainable_share"] < 3
+    assert methods["full fine-tuning"]["trainable_share"] > 99  # a norm that no output depends on stays frozen
+    table = example.format_table(results)
+    assert all(f"{row['accuracy']:.1f}" in table for row in methods.values())
+    assert all(0 <= row["accuracy"] <= 100 for row in methods.values())
+
+
+def test_the_saved_adapter_goes_on_the_pretrained_model(run):
+    """Catches an adapter saved without its classifier: on the base model it must score as the trained one did."""
+    example, folder, results = run
+    clips = example.decode_clips(folder / "world" / "test", example.AutoProcessor.from_pretrained(folder / "model"), 0)
+    base = AutoModelForVideoClassification.from_pretrained(folder / "model", num_labels=10)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    tuned = PeftModel.from_pretrained(base, folder / "output" / "LoRA").eval()
+    with torch.no_grad():
+        logits = tuned(pixel_values_videos=clips.tensors[0].float()).logits
+    accuracy = 100 * (logits.argmax(-1) == clips.tensors[1]).float().mean().item()
+    assert accuracy == pytest.approx(results["methods"]["LoRA"]["accuracy"])
+    head = tuned.base_model.model.classifier
+    assert not torch.equal(head.modules_to_save["default"].weight, before["classifier.weight"])
+
+
+def test_the_frozen_part_stays_as_pretrained(run):
+    """Catches a linear probe that moves the tower."""
+    _, folder, _ = run
+    load = AutoModelForVideoClassification.from_pretrained
+    pretrained = load(folder / "model", num_labels=10).vision_model.state_dict()
+    probe = load(folder / "output" / "linear_probe").vision_model.state_dict()
+    full = load(folder / "output" / "full_fine-tuning").vision_model.state_dict()
+    assert all(torch.equal(value, pretrained[name]) for name, value in probe.items())
+    assert not all(torch.equal(value, pretrained[name]) for name, value in full.items())

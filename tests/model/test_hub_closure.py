@@ -1,0 +1,69 @@
+"""What reaches the Hub: the files transformers copies beside the weights, and what they import."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+
+import modeling_svitt_ego
+
+MODEL = Path(modeling_svitt_ego.__file__).parent / "model"
+# One entry file per registered kind of class.
+ENTRIES = ["modeling_svitt_ego.py", "processing_svitt_ego.py", "video_processing_svitt_ego.py"]
+SHIPPED = [
+    "block_attention.py",
+    "blocks.py",
+    "clip_reading.py",
+    "configuration_svitt_ego.py",
+    "flex_blocks.py",
+    "fusion.py",
+    "lean_linear.py",
+    "losses.py",
+    "modeling_svitt_ego.py",
+    "pipeline_svitt_ego.py",
+    "pretrained_svitt_ego.py",
+    "processing_svitt_ego.py",
+    "resampling.py",
+    "sparsity.py",
+    "text.py",
+    "video_processing_svitt_ego.py",
+    "vision.py",
+]
+# numpy comes with transformers, PIL with torchvision; the decoders (decord, av) are imported inside `try`.
+ALLOWED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"} | sys.stdlib_module_names
+
+
+def closure() -> list[str]:
+    """As transformers walks it: a regular expression over the source, not Python's imports."""
+    files = set(ENTRIES)
+    for entry in ENTRIES:
+        files |= {Path(file).name for file in get_relative_import_files(MODEL / entry)}
+    return sorted(files)
+
+
+def test_the_shipped_files_are_these():
+    """Catches a new import that pulls the trainer or the data code to the Hub, or a file that is left behind."""
+    assert closure() == SHIPPED
+
+
+@pytest.mark.parametrize("file", SHIPPED)
+def test_shipped_files_import_nothing_that_users_do_not_have(file):
+    """Catches `import einops`: every user of the Hub model would have to install it."""
+    required = set(get_imports(MODEL / file))  # as check_imports sees it: imports inside `try` are optional
+    assert required <= ALLOWED, required - ALLOWED
+
+
+@pytest.mark.parametrize("file", SHIPPED)
+def test_shipped_files_import_siblings_in_the_one_form_that_is_copied(file):
+    """Catches `from . import x`, `from ..x import y`, `from .x.y import z` and imports of the package by name."""
+    for node in ast.walk(ast.parse((MODEL / file).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                assert node.level == 1 and node.module and "." not in node.module, ast.unparse(node)
+                assert f"{node.module}.py" in SHIPPED
+            else:
+                assert node.module.split(".")[0] != "modeling_svitt_ego", ast.unparse(node)
+        elif isinstance(node, ast.Import):
+            assert all(alias.name.split(".")[0] != "modeling_svitt_ego" for alias in node.names)

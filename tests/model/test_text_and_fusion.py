@@ -1,0 +1,160 @@
+"""The text tower and the fusion tower: padding, implementations, pruning by the text."""
+
+import pytest
+import torch
+
+from modeling_svitt_ego.model.fusion import SViTTEgoFusionModel
+from modeling_svitt_ego.model.text import SViTTEgoTextModel
+from tests.helpers.tiny_model import (
+    NO_DROPOUT,
+    assert_same_gradients,
+    gradients,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+    with_weights,
+)
+
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+
+
+def text_tower(implementation="sdpa", **fields):
+    torch.manual_seed(0)
+    config = tiny_config(text=fields).text_config
+    return with_weights(SViTTEgoTextModel._from_config(config, attn_implementation=implementation)).eval()
+
+
+def fusion_tower(implementation="sdpa", **fields):
+    torch.manual_seed(0)
+    config = tiny_config(fusion=fields).cross_modal_config
+    return with_weights(SViTTEgoFusionModel._from_config(config, attn_implementation=implementation)).eval()
+
+
+def states(batch_size=3, text_length=5, num_patches=20, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    text = torch.randn(batch_size, text_length, 32, generator=generator, dtype=torch.float64)
+    video = torch.randn(batch_size, 1 + num_patches, 32, generator=generator, dtype=torch.float64)
+    return text.to(dtype), video.to(dtype)
+
+
+@IMPLEMENTATIONS
+def test_padding_of_the_text_is_invisible(implementation):
+    """Catches an attention mask that is dropped on the way (a sub-config without implementation does that)."""
+    model = text_tower(implementation)
+    batch = tiny_batch()
+    with torch.no_grad():
+        padded = model(batch["input_ids"], attention_mask=batch["attention_mask"])
+        for row, length in enumerate(batch["attention_mask"].sum(1)):
+            alone = model(batch["input_ids"][row : row + 1, :length])
+            torch.testing.assert_close(
+                padded.last_hidden_state[row, :length], alone.last_hidden_state[0], rtol=1e-4, atol=1e-5
+            )
+        unmasked = model(batch["input_ids"])
+    assert not torch.allclose(unmasked.pooler_output[1], padded.pooler_output[1], atol=1e-3)
+    assert torch.equal(padded.pooler_output, padded.last_hidden_state[:, 0])
+
+
+@pytest.mark.parametrize("strategy", ["cls_attn", "avg_attn"])
+@IMPLEMENTATIONS
+def test_padding_of_the_text_is_invisible_to_fusion(implementation, strategy):
+    """Catches padded text rows voting on which video tokens stay, or being attended to."""
+    model = fusion_tower(implementation, keep_strategy=strategy).double()
+    text, video = states()
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+    with torch.no_grad():
+        padded = model(text, video, mask)
+        for row, length in enumerate(mask.sum(1)):
+            alone = model(text[row : row + 1, :length], video[row : row + 1])
+            assert torch.equal(padded.token_positions[0][row], alone.token_positions[0][0])
+            torch.testing.assert_close(padded.last_hidden_state[row, :length], alone.last_hidden_state[0])
+
+
+def test_eager_equals_sdpa_in_the_text_tower():
+    """Catches a scale, mask or dropout that only one implementation applies."""
+    batch, results = tiny_batch(), []
+    for implementation in ("eager", "sdpa"):
+        model = text_tower(implementation).double()
+        out = model(batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
+        out.square().sum().backward()
+        results.append((out, gradients(model)))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    assert_same_gradients(results[0][1], results[1][1])
+
+
+def test_eager_equals_sdpa_in_the_fusion_tower():
+    """Catches the two implementations keeping other video tokens."""
+    (text, video), results = states(), []
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+    for implementation in ("eager", "sdpa"):
+        model = fusion_tower(implementation).double()
+        out = model(text, video, mask)
+        out.last_hidden_state[:, 0].square().sum().backward()
+        results.append((out.last_hidden_state[:, 0], out.token_positions[0], gradients(model)))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert_same_gradients(results[0][2], results[1][2])
+
+
+def test_a_text_that_is_too_long_is_refused_with_both_numbers():
+    """Catches an index error from inside an embedding."""
+    with pytest.raises(ValueError, match="17 tokens.*16"):
+        text_tower()(torch.ones(1, 17, dtype=torch.long))
+
+
+def test_text_guided_pruning_is_really_active():
+    """Catches q_m being read nowhere (as in the release): output and attended tokens follow keep_rate."""
+    text, video = states()
+    outputs = {}
+    for keep_rate, kept in ((1.0, 20), (0.5, 10), (0.1, 2)):
+        model = fusion_tower("eager", keep_rate=keep_rate).double()
+        out = model(text, video, output_attentions=True)
+        assert [a.shape[-1] for a in out.cross_attentions] == [21, 1 + kept]
+        assert [ids.shape for ids in out.token_positions] == ([(3, kept)] if keep_rate < 1 else [])
+        outputs[keep_rate] = out.last_hidden_state
+    assert not torch.allclose(outputs[1.0], outputs[0.5])
+    assert not torch.allclose(outputs[0.5], outputs[0.1])
+
+
+@pytest.mark.parametrize("strategy", ["cls_attn", "avg_attn"])
+def test_the_kept_video_tokens_are_those_the_text_attends_to_most(strategy):
+    """Catches scoring by another row, by the video's [CLS], or by the self-attention."""
+    model = fusion_tower("eager", keep_strategy=strategy).double()
+    text, video = states()
+    out = model(text, video, output_attentions=True)
+    rows = out.cross_attentions[0].mean(1)[:, :, 1:]
+    scores = rows[:, 0] if strategy == "cls_attn" else rows.mean(1)
+    assert torch.equal(out.token_positions[0], scores.topk(10).indices.sort().values)
+
+
+def test_dropped_video_tokens_matter_to_the_pruning_layer_only():
+    """Catches pruning one layer early: the layer that prunes still sees every token, the next only the kept."""
+    model = fusion_tower(num_hidden_layers=1).double()
+    text, video = states()
+    out = model(text, video)
+    whole = fusion_tower(num_hidden_layers=1, keep_rate=1.0).double()(text, video)
+    torch.testing.assert_close(out.last_hidden_state, whole.last_hidden_state)
+    assert out.token_positions[0].shape == (3, 10)
+
+
+def test_every_parameter_of_both_towers_gets_a_gradient():
+    """Catches a branch that is computed and thrown away."""
+    model = fusion_tower(**NO_DROPOUT).double().train()
+    text, video = states()
+    model(text.requires_grad_(), video.requires_grad_()).last_hidden_state.square().mean().backward()
+    assert len(gradients(model)) == len(list(model.parameters()))
+    assert text.grad.abs().sum() > 0 and (video.grad.abs().sum(-1) > 0).all()
+
+
+def test_half_precision_runs_through_all_towers():
+    """Catches float32 masks or scores that a bfloat16 fusion tower cannot take."""
+    batch = tiny_batch()
+    for implementation in ("eager", "sdpa"):
+        model = tiny_model(implementation=implementation).bfloat16().train()
+        out = model(**batch | {"pixel_values_videos": batch["pixel_values_videos"].bfloat16()}, return_loss=True)
+        out.loss.backward()
+        assert out.loss.isfinite() and all(g.isfinite().all() for g in gradients(model).values())
+        model = tiny_model(implementation=implementation).train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch, return_loss=True).loss
+        loss.backward()
+        assert loss.isfinite() and all(g.isfinite().all() for g in gradients(model).values())
