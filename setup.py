@@ -72,6 +72,7 @@ setup(
             "hypothesis",
             "ruff",
             "scipy",
+            "sentence-transformers>=6",
             "setuptools>=64",
             "tensorboard",
             "torchdata",
