@@ -82,7 +82,8 @@ def run_search(arguments: argparse.Namespace) -> int:
     """Exit code 0, or 1 if a video could not be read."""
     from pathlib import Path
 
-    from ..features.search import DEFAULT_CACHE, VideoIndex, write_page
+    from ..features.search import DEFAULT_CACHE, VideoIndex
+    from ..features.search_page import write_page
 
     if Path(arguments.query).exists():
         raise ValueError(f"The last argument is the query, but {arguments.query!r} is a file: what is looked for?")

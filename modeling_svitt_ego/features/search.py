@@ -9,32 +9,24 @@ write_page("found.html", "where did I put the keys?", moments, index)
 A video is embedded once, in windows (`features`), and kept on disk; a search is one text embedding and a product.
 """
 
-import base64
-import hashlib
-import html
-import io
-import json
 import logging
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from huggingface_hub import constants
-from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files.resumable_folder import aside
 from ..model.clip_reading import ClipReadError
 from ..weights.fingerprint import model_fingerprint, video_fingerprint
+from .index_cache import cache_path, read_cache, write_cache
 from .windows import SourceVideo, WindowSettings, embed_texts, embed_video, find_videos
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE = Path(constants.HF_HOME) / "svitt_ego" / "video_index"
-_THUMBNAIL_WIDTH = 240  # pixels
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class _IndexedVideo:
+class IndexedVideo:
     source: SourceVideo
     cells: np.ndarray  # (num_cells, 2), seconds
     embeds: np.ndarray  # (num_cells, projection_dim), normalised
@@ -67,7 +59,7 @@ class _IndexedVideo:
 class VideoIndex:
     """Videos that can be searched; made by [`VideoIndex.build`]. `failures` has the unreadable ones, with reasons."""
 
-    def __init__(self, model, processor, videos: Sequence[_IndexedVideo], failures: dict[str, str]):
+    def __init__(self, model, processor, videos: Sequence[IndexedVideo], failures: dict[str, str]):
         self.model = model
         self.processor = processor
         self.videos = list(videos)
@@ -103,20 +95,20 @@ class VideoIndex:
         maker = [model_fingerprint(model), video_fingerprint(processor), asdict(settings)]
         indexed, failures = [], {}
         for source in tqdm(sources, desc="index", unit="video"):
-            path = None if cache_dir is None else _cache_path(Path(cache_dir), maker, source)
+            path = None if cache_dir is None else cache_path(Path(cache_dir), maker, source)
             try:
                 if path is not None and path.is_file():
-                    cells, features = _read_cache(path)
+                    cells, features = read_cache(path)
                 else:
                     found = embed_video(model, processor, source, settings, batch_size)
                     cells, features = found.cells, found.features
                     if path is not None:
-                        _write_cache(path, cells, features)
+                        write_cache(path, cells, features)
             except ClipReadError as error:
                 failures[str(source.files[0][1])] = str(error)
                 logger.warning("Not searched: %s", error)
                 continue
-            indexed.append(_IndexedVideo(source, cells, _normalised(features)))
+            indexed.append(IndexedVideo(source, cells, _normalised(features)))
         if not indexed:
             raise ClipReadError(
                 f"None of {len(sources)} videos could be read; the first: {next(iter(failures.values()))}"
@@ -171,95 +163,8 @@ def peaks(scores: np.ndarray, count: int) -> list[tuple[int, int, int, float]]:
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------- the cache
-
-
-def _cache_path(folder: Path, maker: list, source: SourceVideo) -> Path:
-    key = json.dumps([maker, source.stamp(), [start for start, _ in source.files]], sort_keys=True)
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-
-
-def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["cells"], file["features"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"The index file {str(path)!r} is damaged ({error}); remove it.") from error
-
-
-def _write_cache(path: Path, cells: np.ndarray, features: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with aside(path) as part, open(part, "wb") as file:
-        np.savez(file, cells=cells, features=features)
-
-
 def _normalised(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-
-
-# ------------------------------------------------------------------------------------------------------------ the page
-
-
-def write_page(path: str | os.PathLike, query: str, moments: Sequence[Moment], index: VideoIndex) -> Path:
-    """One HTML file with the moments, their first, best and last frame, and the score over time; needs no server."""
-    curves = {video.source: (video, scores) for video, scores in zip(index.videos, index.scores(query))}
-    blocks = [_block(rank, moment, *curves[moment.video]) for rank, moment in enumerate(moments, 1)]
-    page = _PAGE.format(query=html.escape(query), blocks="\n".join(blocks), count=len(index.videos))
-    path = Path(path)
-    with aside(path) as part:
-        part.write_text(page, encoding="utf-8")
-    return path
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{query}</title><style>
-body {{ font: 16px/1.4 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem }}
-section {{ border-top: 1px solid #ccc; padding: 1rem 0 }}
-img {{ width: 32%; border-radius: 4px }}
-svg {{ width: 100%; height: 48px; background: #f4f4f4 }}
-small {{ color: #666 }}
-</style></head><body>
-<h1>{query}</h1>
-<p><small>Best moments of {count} video(s) by cosine similarity.
-The curve is the similarity over the whole video.</small></p>
-{blocks}
-</body></html>
-"""
-
-
-def _block(rank: int, moment: Moment, video: _IndexedVideo, scores: np.ndarray) -> str:
-    # The last frame of a moment is the one before its end, which may be the end of the video.
-    times = np.array([moment.start, moment.peak, max(moment.peak, moment.end - 0.05)])
-    frames = list(moment.video.frames(times))
-    images = "".join(f'<img src="{_data_uri(frame)}" alt="at {clock(t)}"> ' for frame, t in zip(frames, times))
-    where = html.escape(str(moment.video.files[0][1]))
-    return (
-        f"<section><h2>{rank}. {clock(moment.start)} – {clock(moment.end)}</h2>\n"
-        f"<p>{html.escape(moment.video.uid)} <small>{where}, cosine {moment.score:.3f}</small></p>\n"
-        f"<p>{images}</p>\n{_curve(moment, video.cells, scores)}</section>"
-    )
-
-
-def _curve(moment: Moment, cells: np.ndarray, scores: np.ndarray) -> str:
-    """The scores of the video as a line, 1000 units wide, with the moment marked."""
-    scale = 1000 / cells[-1, 1]
-    low, high = float(scores.min()), float(scores.max())
-    heights = 46 - 44 * (scores - low) / max(high - low, 1e-12)
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(cells.mean(1) * scale, heights))
-    width = max((moment.end - moment.start) * scale, 2)
-    return (
-        '<svg viewBox="0 0 1000 48" preserveAspectRatio="none">'
-        f'<rect x="{moment.start * scale:.1f}" width="{width:.1f}" height="48" fill="#ffd27f"/>'
-        f'<polyline points="{points}" fill="none" stroke="#345" vector-effect="non-scaling-stroke"/></svg>'
-    )
-
-
-def _data_uri(frame: np.ndarray) -> str:
-    image = Image.fromarray(np.ascontiguousarray(frame))
-    image.thumbnail((_THUMBNAIL_WIDTH, 4 * _THUMBNAIL_WIDTH))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def clock(seconds: float) -> str:

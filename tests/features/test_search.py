@@ -12,7 +12,8 @@ from PIL import Image
 
 from modeling_svitt_ego.cli import main
 from modeling_svitt_ego.features import search
-from modeling_svitt_ego.features.search import VideoIndex, clock, peaks, write_page
+from modeling_svitt_ego.features.search import VideoIndex, clock, peaks
+from modeling_svitt_ego.features.search_page import write_page
 from modeling_svitt_ego.features.windows import WindowSettings, cells
 from modeling_svitt_ego.model.clip_reading import ClipReadError
 from tests.helpers.tiny_data import write_video
