@@ -91,15 +91,25 @@ def normalised_dcg(scores: np.ndarray, relevance: np.ndarray, strict: bool = Fal
     return result
 
 
-def ek100_per_query(scores: np.ndarray, relevance: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By metric (`map`, `ndcg`, and both `_strict`) the values of every clip and of every sentence, in per cent."""
+def ek100_per_query(
+    scores: np.ndarray, relevance: np.ndarray, scores_per_text: np.ndarray | None = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """
+    By metric (`map`, `ndcg`, and both `_strict`) the values of every clip and of every sentence, in per cent.
+
+    Args:
+        scores, relevance (`np.ndarray` of shape `(num_clips, num_texts)`).
+        scores_per_text (`np.ndarray` of shape `(num_texts, num_clips)`, *optional*): ranks the clips for each text,
+            where a re-ranking gives the two directions different scores; `scores` transposed by default.
+    """
     scores, relevance = np.asarray(scores), np.asarray(relevance, dtype=np.float64)
+    per_text = scores.T if scores_per_text is None else np.asarray(scores_per_text)
     result = {}
     for suffix, strict in (("", False), ("_strict", True)):
         for name, function in (("map", average_precision), ("ndcg", normalised_dcg)):
             result[name + suffix] = (
                 100 * function(scores, relevance, strict),
-                100 * function(scores.T, relevance.T, strict),
+                100 * function(per_text, relevance.T, strict),
             )
     return result
 
