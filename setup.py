@@ -73,6 +73,7 @@ setup(
             "ruff",
             "scipy",
             "sentence-transformers>=6",
+            "faiss-cpu",
             "setuptools>=64",
             "tensorboard",
             "torchdata",

@@ -83,10 +83,11 @@ def run_search(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..features.search import DEFAULT_CACHE, VideoIndex
-    from ..features.search_page import write_page
+    from ..features.search_page import check_page_path, write_page
 
     if Path(arguments.query).exists():
         raise ValueError(f"The last argument is the query, but {arguments.query!r} is a file: what is looked for?")
+    check_page_path(arguments.html)
     cache = None if arguments.no_cache else arguments.cache or DEFAULT_CACHE
     model, processor = _load(arguments)
     index = VideoIndex.build(

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +12,29 @@ import numpy as np
 from ..files.resumable_folder import aside
 from .windows import SourceVideo
 
+logger = logging.getLogger(__name__)
+
 
 def cache_path(folder: Path, maker: list, source: SourceVideo) -> Path:
     key = json.dumps([maker, source.stamp(), [start for start, _ in source.files]], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
 
 
-def read_cache(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Cells and features, or `None` where there is no such file, or one that is damaged and has to be made again."""
+    if not path.is_file():
+        return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["cells"], file["features"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"The index file {str(path)!r} is damaged ({error}); remove it.") from error
+        with np.load(path, allow_pickle=False) as file:  # a zip archive: each array is checked against its CRC
+            cells, features = file["cells"], file["features"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        logger.warning("The index file %s is damaged (%s); its video is embedded again.", path, error)
+        return None
+    if cells.ndim != 2 or len(cells) != len(features) or not len(cells):
+        logger.warning("The index file %s has %d cells for %d features; its video is embedded again.", path,
+                       len(cells), len(features))  # fmt: skip
+        return None
+    return cells, features
 
 
 def write_cache(path: Path, cells: np.ndarray, features: np.ndarray) -> None:

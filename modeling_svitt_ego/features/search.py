@@ -3,10 +3,11 @@
 ```python
 index = VideoIndex.build(model, processor, "videos/")
 moments = index.search("where did I put the keys?")
-write_page("found.html", "where did I put the keys?", moments, index)
+write_page("found.html", "where did I put the keys?", moments, index)  # of search_page.py
 ```
 
-A video is embedded once, in windows (`features`), and kept on disk; a search is one text embedding and a product.
+A video is embedded once, in windows (`windows.py`), and kept on disk. A search is one text embedding and one matrix
+product over all windows.
 """
 
 import logging
@@ -19,6 +20,7 @@ import numpy as np
 from huggingface_hub import constants
 from tqdm.auto import tqdm
 
+from ..files.resumable_folder import aside
 from ..model.clip_reading import ClipReadError
 from ..weights.fingerprint import model_fingerprint, video_fingerprint
 from .index_cache import cache_path, read_cache, write_cache
@@ -57,13 +59,34 @@ class IndexedVideo:
 
 
 class VideoIndex:
-    """Videos that can be searched; made by [`VideoIndex.build`]. `failures` has the unreadable ones, with reasons."""
+    """
+    Videos that can be searched; made by [`VideoIndex.build`].
+
+    Attributes:
+        videos (list of [`IndexedVideo`]): what is searched, in the order in which it was added.
+        failures (`dict[str, str]`): path of each video that could not be read, and why.
+        vectors (`np.ndarray` of shape `(num_windows, projection_dim)`): all windows, of unit length, float32; the rows
+            of a video are consecutive.
+    """
 
     def __init__(self, model, processor, videos: Sequence[IndexedVideo], failures: dict[str, str]):
         self.model = model
         self.processor = processor
         self.videos = list(videos)
         self.failures = failures
+        self.vectors = np.concatenate([video.embeds for video in self.videos]).astype(np.float32, copy=False)
+        # Rows first[i] to first[i + 1] of `vectors` are those of video i.
+        self.first = np.cumsum([0, *(len(video.embeds) for video in self.videos)])
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __repr__(self) -> str:
+        seconds = sum(float(video.cells[-1, 1]) for video in self.videos)
+        return (
+            f"VideoIndex({len(self.videos)} videos, {clock(seconds)}, {len(self)} windows, "
+            f"{len(self.failures)} unreadable)"
+        )
 
     @classmethod
     def build(
@@ -90,50 +113,90 @@ class VideoIndex:
         if settings.kind != "projected":
             raise ValueError(f"A search compares clips with texts: kind must be 'projected', not {settings.kind!r}.")
         paths = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
-        # By files: a video that is named twice, or lies in a named folder, is searched once.
+        # By files: a video that is named twice, also by its folder, is searched once.
         sources = list({video.files: video for path in paths for video in find_videos(path)}.values())
         maker = [model_fingerprint(model), video_fingerprint(processor), asdict(settings)]
         indexed, failures = [], {}
-        for source in tqdm(sources, desc="index", unit="video"):
-            path = None if cache_dir is None else cache_path(Path(cache_dir), maker, source)
-            try:
-                if path is not None and path.is_file():
-                    cells, features = read_cache(path)
-                else:
-                    found = embed_video(model, processor, source, settings, batch_size)
-                    cells, features = found.cells, found.features
-                    if path is not None:
-                        write_cache(path, cells, features)
-            except ClipReadError as error:
-                failures[str(source.files[0][1])] = str(error)
-                logger.warning("Not searched: %s", error)
-                continue
-            indexed.append(IndexedVideo(source, cells, _normalised(features)))
+        with tqdm(desc="index", unit="window") as bar:
+            for number, source in enumerate(sources, 1):
+                bar.set_postfix_str(f"video {number} of {len(sources)}")
+                path = None if cache_dir is None else cache_path(Path(cache_dir), maker, source)
+                try:
+                    cells, features = _embedded(model, processor, source, settings, batch_size, path, bar)
+                except ClipReadError as error:
+                    failures[str(source.files[0][1])] = str(error)
+                    logger.warning("Not searched: %s", error)
+                    continue
+                indexed.append(IndexedVideo(source, cells, _normalised(features)))
         if not indexed:
-            raise ClipReadError(
-                f"None of {len(sources)} videos could be read; the first: {next(iter(failures.values()))}"
-            )
+            first = next(iter(failures.values()), "none was found")
+            raise ClipReadError(f"None of {len(sources)} videos could be read; the first: {first}")
         return cls(model, processor, indexed, failures)
+
+    def rows(self) -> list[dict]:
+        """One `dict` per window, in the order of `vectors`: `video`, `path`, and `start` and `end` in seconds."""
+        return [
+            {"video": video.source.uid, "path": str(video.source.files[0][1]), "start": float(a), "end": float(b)}
+            for video in self.videos
+            for a, b in video.cells
+        ]
+
+    def to_parquet(self, path: str | os.PathLike) -> Path:
+        """Writes `rows` and their vectors as a table that `datasets`, pandas and every vector store read."""
+        import pyarrow
+        import pyarrow.parquet
+
+        table = pyarrow.Table.from_pylist(self.rows()).append_column("embedding", pyarrow.array(list(self.vectors)))
+        with aside(Path(path)) as part:
+            pyarrow.parquet.write_table(table, part)
+        return Path(path)
+
+    def to_faiss(self):
+        """A `faiss.IndexFlatIP` of `vectors`: inner products with a unit query are cosines. Needs `faiss-cpu`."""
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError("VideoIndex.to_faiss needs the package 'faiss': pip install faiss-cpu") from error
+        index = faiss.IndexFlatIP(self.vectors.shape[1])
+        index.add(self.vectors)
+        return index
+
+    def embed_query(self, query: str) -> np.ndarray:
+        """The embedding of a sentence, of unit length, `(projection_dim,)`."""
+        if not query.strip():
+            raise ValueError("The query has no words.")
+        return _normalised(embed_texts(self.model, self.processor, [query])[0].features[None])[0].astype(np.float32)
 
     def scores(self, query: str) -> list[np.ndarray]:
         """For each video the cosine of `query` with each of its cells."""
-        if not query.strip():
-            raise ValueError("The query has no words.")
-        text = _normalised(embed_texts(self.model, self.processor, [query])[0].features[None])[0]
-        return [video.embeds @ text for video in self.videos]
+        return np.split(self.vectors @ self.embed_query(query), self.first[1:-1])
 
     def search(self, query: str, top_k: int = 5) -> list[Moment]:
         """The `top_k` best moments over all videos, best first; moments of a video do not overlap."""
         if top_k < 1:
             raise ValueError(f"top_k ({top_k}) must be at least 1.")
-        moments = [
-            Moment(
-                video.source, float(video.cells[a, 0]), float(video.cells[b, 1]), float(video.cells[i].mean()), score
-            )
-            for video, scores in zip(self.videos, self.scores(query))
-            for a, b, i, score in peaks(scores, top_k)
-        ]
+        scores = self.scores(query)
+        best = np.array([video_scores.max() for video_scores in scores])
+        moments = []
+        # A moment of another video cannot be among the best top_k: each of these has one that is at least as good.
+        for number in np.argsort(-best, kind="stable")[:top_k]:
+            video = self.videos[number]
+            for first, last, peak, score in peaks(scores[number], top_k):
+                start, end = float(video.cells[first, 0]), float(video.cells[last, 1])
+                moments.append(Moment(video.source, start, end, float(video.cells[peak].mean()), score))
         return sorted(moments, key=lambda moment: -moment.score)[:top_k]
+
+
+def _embedded(model, processor, source: SourceVideo, settings: WindowSettings, batch_size: int, path, bar):
+    """Cells and features of a video, from the cache file `path` where it is whole, else computed and kept there."""
+    found = None if path is None else read_cache(path)
+    if found is not None:
+        bar.update(len(found[1]))
+        return found
+    embedded = embed_video(model, processor, source, settings, batch_size, progress=lambda done, _: bar.update(done))
+    if path is not None:
+        write_cache(path, embedded.cells, embedded.features)
+    return embedded.cells, embedded.features
 
 
 def peaks(scores: np.ndarray, count: int) -> list[tuple[int, int, int, float]]:
@@ -157,7 +220,7 @@ def peaks(scores: np.ndarray, count: int) -> list[tuple[int, int, int, float]]:
         while last + 1 < len(scores) and high[last + 1]:
             last += 1
         free[first : last + 1] = False
-        # Beside a moment lies its own slope: not a peak of its own.
+        # The cells next to a moment belong to its slope and are no peak.
         free[max(0, first - 1) : last + 2] = False
         found.append((first, last, int(peak), float(scores[peak])))
     return found

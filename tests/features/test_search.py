@@ -4,7 +4,10 @@ import base64
 import html.parser
 import io
 import os
+from pathlib import Path
+from urllib.parse import unquote
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -12,9 +15,9 @@ from PIL import Image
 
 from modeling_svitt_ego.cli import main
 from modeling_svitt_ego.features import search
-from modeling_svitt_ego.features.search import VideoIndex, clock, peaks
+from modeling_svitt_ego.features.search import IndexedVideo, VideoIndex, clock, peaks
 from modeling_svitt_ego.features.search_page import write_page
-from modeling_svitt_ego.features.windows import WindowSettings, cells
+from modeling_svitt_ego.features.windows import SourceVideo, WindowSettings, cells
 from modeling_svitt_ego.model.clip_reading import ClipReadError
 from tests.helpers.tiny_data import write_video
 from tests.helpers.tiny_encoder import save_tiny_encoder, tiny_encoder
@@ -70,7 +73,9 @@ def test_moments_come_best_first_and_as_many_as_asked(videos, encoder):
 def test_cache_is_used_and_knows_what_changed(tmp_path, videos, monkeypatch):
     model, processor = tiny_encoder()
     seen, embed = [], search.embed_video
-    monkeypatch.setattr(search, "embed_video", lambda m, p, v, *a: (seen.append(v.uid), embed(m, p, v, *a))[1])
+    monkeypatch.setattr(
+        search, "embed_video", lambda m, p, v, *a, **k: (seen.append(v.uid), embed(m, p, v, *a, **k))[1]
+    )
 
     def embedded(settings=None) -> list[str]:
         seen.clear()
@@ -95,12 +100,54 @@ def test_cached_features_are_the_ones_computed(tmp_path, videos, encoder):
         np.testing.assert_array_equal(one.cells, other.cells)
 
 
-def test_a_damaged_cache_file_is_named(tmp_path, videos, encoder):
-    VideoIndex.build(*encoder, videos, cache_dir=tmp_path / "cache")
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: data[:-40], lambda data: b""])
+def test_a_damaged_cache_file_is_made_again(damage, tmp_path, videos, encoder, caplog):
+    """Catches a search that a truncated file stops for good, and one that trusts what is left of it."""
+    whole = VideoIndex.build(*encoder, videos, cache_dir=tmp_path / "cache")
     path = sorted((tmp_path / "cache").iterdir())[0]
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=f"{path.name}.*damaged"):
-        VideoIndex.build(*encoder, videos, cache_dir=tmp_path / "cache")
+    path.write_bytes(damage(path.read_bytes()))
+    again = VideoIndex.build(*encoder, videos, cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(again.vectors, whole.vectors)
+    assert "is damaged" in caplog.text and path.name in caplog.text
+    caplog.clear()
+    VideoIndex.build(*encoder, videos, cache_dir=tmp_path / "cache")
+    assert not caplog.records
+
+
+def test_vectors_leave_as_parquet_and_in_faiss(tmp_path, videos, encoder):
+    """Catches rows that are not those of the windows, and vectors that are not of unit length."""
+    index = VideoIndex.build(*encoder, videos, cache_dir=None)
+    table = datasets.load_dataset(
+        "parquet", data_files=str(index.to_parquet(tmp_path / "index.parquet")), split="train"
+    )
+    np.testing.assert_allclose(np.array(table["embedding"]), index.vectors)
+    np.testing.assert_allclose(np.linalg.norm(index.vectors, axis=1), 1, atol=1e-6)
+    assert table["video"][0] == "a" and table["start"][0] == 0.0 and len(table) == len(index)
+    scores = np.concatenate(index.scores(QUERY))
+    faiss = pytest.importorskip("faiss")
+    assert faiss is not None
+    cosines, rows = index.to_faiss().search(index.embed_query(QUERY)[None], 3)
+    np.testing.assert_allclose(cosines[0], np.sort(scores)[::-1][:3], atol=1e-6)
+    np.testing.assert_allclose(scores[rows[0]], cosines[0], atol=1e-6)
+
+
+def test_only_the_best_videos_are_looked_at_and_nothing_is_missed(encoder):
+    """Catches a moment that is lost because its video is not among the best ones: against all moments of all videos."""
+    model, processor = encoder
+    rng = np.random.default_rng(0)
+    starts = np.arange(30) / 2
+    cells_of = np.stack([starts, starts + 0.5], axis=1)
+    sources = [SourceVideo(f"v{i}", ((0.0, Path(f"v{i}.mp4")),)) for i in range(20)]
+    index = VideoIndex(model, processor, [IndexedVideo(s, cells_of, _unit(rng, 30)) for s in sources], {})
+    found = index.search(QUERY, top_k=7)
+    every = sorted((p[3] for scores in index.scores(QUERY) for p in peaks(scores, 30)), reverse=True)
+    assert [moment.score for moment in found] == every[:7]
+    assert repr(index) == "VideoIndex(20 videos, 5:00.0, 600 windows, 0 unreadable)"
+
+
+def _unit(rng, rows: int) -> np.ndarray:
+    x = rng.standard_normal((rows, 16)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def test_unreadable_videos_are_reported_not_hidden(videos, encoder):
@@ -140,6 +187,32 @@ def test_page_stands_alone_and_shows_the_query_as_text(tmp_path, videos, encoder
         assert kind == "data:image/jpeg;base64"
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (48, 32)
     assert "http" not in path.read_text().replace("http-equiv", "")
+
+
+def test_page_plays_each_moment_where_it_is(tmp_path, videos, encoder):
+    """Catches a player without the time, and a path that breaks on a space or a bracket."""
+    (videos / "c.mp4").write_bytes(b"no video")
+    index = VideoIndex.build(*encoder, videos, cache_dir=None)
+    moments = index.search(QUERY, top_k=3)
+    text = write_page(tmp_path / "found.html", QUERY, moments, index).read_text(encoding="utf-8")
+    page = Page(text)
+    players = [attrs for tag, attrs in page.tags if tag == "video"]
+    for moment, player in zip(moments, players, strict=True):
+        file, fragment = player["src"].split("#t=")
+        assert (tmp_path / unquote(file)).resolve() == moment.video.files[0][1].resolve()
+        assert [float(x) for x in fragment.split(",")] == pytest.approx([moment.start, moment.end], abs=0.01)
+        assert "controls" in player and player["aria-label"].startswith("Moment ")
+    assert "Not searched" in page.text and "c.mp4" in page.text
+    assert any(attrs.get("name") == "viewport" for tag, attrs in page.tags if tag == "meta")
+    assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img") and "prefers-color-scheme" in text
+
+
+@pytest.mark.parametrize("name, message", [("", "is a directory"), ("no/found.html", "does not exist")])
+def test_a_page_that_cannot_be_written_is_said_before_the_work(name, message, tmp_path, videos, capsys):
+    """Catches an hour of indexing that ends in an OSError."""
+    command = ["search", str(videos), QUERY, "--model", str(tmp_path / "no-model"), "--html", str(tmp_path / name)]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_pictures_of_the_last_moment_of_a_video(tmp_path, encoder):
