@@ -39,7 +39,7 @@ def edge_attention(
     Args:
         q, k, v (`torch.Tensor` of shape `(B, H, N, D)`): [CLS] first; any strides.
         table (`torch.Tensor` of shape `(R, H)`): relative position bias.
-        block_ids (`torch.LongTensor` of shape `(M, K)`): the blocks that each block attends to.
+        block_ids (`torch.LongTensor` of shape `(M, K)` or `(B, M, K)`): the blocks that each block attends to.
         attend_padding (`bool`): as `released_attention` in the configuration.
 
     Returns:
@@ -226,7 +226,7 @@ class _Plan:
             self.num_key_blocks = 1
         else:
             self.query_size = self.key_size = block_size
-            self.num_key_blocks, self.num_attended = block_ids.shape
+            self.num_key_blocks, self.num_attended = block_ids.shape[-2:]
         self.num_query_blocks = -(-self.num_patches // self.query_size)
         self.has_padded_keys = self.num_key_blocks * self.key_size > self.num_patches
 
@@ -280,15 +280,19 @@ class _Plan:
         if self.block_ids is None:
             rows = queries[..., None] - codes[:, None, None, :] + self.centre
         else:
-            ids = self.block_ids[chunk.blocks]
-            keys = all_blocks[:, ids].flatten(2)  # (1 or b, m, K * G)
+            ids = self.ids(chunk)
+            if ids.dim() == 2:
+                keys = all_blocks[:, ids].flatten(2)  # (1 or b, m, K * G)
+            else:
+                clip = torch.arange(ids.shape[0], device=ids.device)[:, None, None]
+                keys = all_blocks.expand(ids.shape[0], -1, -1)[clip, ids].flatten(2)
             rows = queries[..., None] - keys[:, :, None, :] + self.centre
             if self.has_padded_keys:
                 # A padded key is zero, so its logit is its bias: -inf, or the release's sink.
                 place = torch.arange(self.key_size, device=ids.device)
-                padded = (ids[..., None] * self.key_size + place >= self.num_patches).flatten(1)  # (m, K * G)
+                padded = (ids[..., None] * self.key_size + place >= self.num_patches).flatten(-2)  # (…, m, K * G)
                 sink = self.patch_to_cls if self.attend_padding else bias_table.shape[1] - 1
-                rows = rows.masked_fill(padded[:, None, :], sink)
+                rows = rows.masked_fill(padded[..., None, :], sink)
         return bias_table.index_select(1, rows.flatten()).view(self.heads, *rows.shape), rows
 
     def gather(self, chunk: _Chunk, blocks: torch.Tensor) -> torch.Tensor:
@@ -296,7 +300,10 @@ class _Plan:
         of_clips = blocks[:, chunk.clips]
         if self.block_ids is None:
             return of_clips.expand(-1, -1, chunk.blocks.stop - chunk.blocks.start, -1, -1)
-        ids = self.block_ids[chunk.blocks]
+        ids = self.ids(chunk)
+        if ids.dim() == 3:
+            gathered = blocks.flatten(1, 2).index_select(1, self.places(chunk))
+            return gathered.unflatten(1, ids.shape).flatten(3, 4)
         gathered = of_clips.index_select(2, ids.flatten())
         return gathered.unflatten(2, ids.shape).flatten(3, 4)
 
@@ -307,6 +314,20 @@ class _Plan:
         if self.block_ids is None:
             of_clips.add_(product.sum(2, keepdim=True) if product.shape[2] > 1 else product)
             return
-        ids = self.block_ids[chunk.blocks]
-        product = product.unflatten(3, (ids.shape[1], self.key_size)).flatten(2, 3)
-        of_clips.index_add_(2, ids.flatten(), product)
+        ids = self.ids(chunk)
+        product = product.unflatten(3, (ids.shape[-1], self.key_size))
+        if ids.dim() == 3:
+            total.view(self.heads, -1, *total.shape[3:]).index_add_(1, self.places(chunk), product.flatten(1, 3))
+        else:
+            of_clips.index_add_(2, ids.flatten(), product.flatten(2, 3))
+
+    def ids(self, chunk: _Chunk) -> torch.Tensor:
+        """(m, K), or (b, m, K) where each clip has a pattern."""
+        if self.block_ids.dim() == 2:
+            return self.block_ids[chunk.blocks]
+        return self.block_ids[chunk.clips, chunk.blocks]
+
+    def places(self, chunk: _Chunk) -> torch.Tensor:
+        """The ids of patterns of each clip, flat, counted over the blocks of all clips."""
+        clips = torch.arange(chunk.clips.start, chunk.clips.stop, device=self.block_ids.device)
+        return (clips[:, None, None] * self.num_key_blocks + self.ids(chunk)).flatten()

@@ -100,7 +100,15 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
         drop_path_rate (`float`): stochastic depth rate of the last layer; it grows linearly from 0.
         num_local_blocks (`int`): K_l, local blocks that a query block attends to: odd (the block itself and as many
             on either side, circularly) or 0.
-        num_random_blocks (`int` or `None`): K_r, random blocks besides. `None` is dense attention.
+        num_temporal_blocks (`int`): K_t, blocks that hold the places of the query block's tokens in other frames, half
+            of them in the frames before and half in those after; even. 0 is the published pattern. Where `block_size`
+            divides the patches of a frame and no token is pruned, 2 is the same place one frame back and one ahead, 4
+            also two frames back and ahead. Elsewhere these places straddle blocks, of which those that hold most are
+            taken first (`sparsity.temporal_blocks`): at block size 56 and 196 patches a frame, two hold half each, so
+            2 covers one half back and the other half ahead, and 4 covers both. After pruning by attention every clip
+            has blocks that follow its own kept tokens. A block in the first or the last frame takes random blocks
+            instead of those that it lacks.
+        num_random_blocks (`int` or `None`): K_r, random blocks in addition. `None` is dense attention.
         block_size (`int`): G, tokens in a block.
         keep_rate (`float`): q_v, share of the patch tokens kept at each pruning layer, in (0, 1]; [CLS] always stays.
         prune_layers (`list[int]`): zero-based layers that prune.
@@ -113,7 +121,7 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
             bias), and where fewer than K_l + K_r blocks are left the random blocks repeat local ones, which then count
             twice. `False` masks the padding and attends each block once.
 
-    When pruning has left fewer than K_l + K_r blocks, every block is attended once: the layer is dense by itself.
+    When pruning has left fewer than K_l + K_t + K_r blocks, every block is attended once: the layer is dense.
     """
 
     model_type = "svitt_ego_vision_model"
@@ -138,6 +146,7 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
     relative_position_init: str = "zeros"
     drop_path_rate: float | int = 0.1
     num_local_blocks: int = 1
+    num_temporal_blocks: int = 0
     num_random_blocks: int | None = 3
     block_size: int = 56
     keep_rate: float | int = 0.7
@@ -186,13 +195,20 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
             raise ValueError(f"num_local_blocks ({self.num_local_blocks}) must be odd or 0.")
         if self.num_random_blocks < 0:
             raise ValueError(f"num_random_blocks ({self.num_random_blocks}) must be at least 0, or None for dense.")
-        attended = self.num_local_blocks + self.num_random_blocks
+        if self.num_temporal_blocks < 0 or self.num_temporal_blocks % 2 == 1:
+            raise ValueError(f"num_temporal_blocks ({self.num_temporal_blocks}) must be even: half back, half ahead.")
+        if self.num_temporal_blocks and self.released_attention:
+            raise ValueError(
+                f"num_temporal_blocks ({self.num_temporal_blocks}) must be 0 with released_attention=True: the "
+                "released code has no temporal blocks."
+            )
+        numbers = (self.num_local_blocks, self.num_temporal_blocks, self.num_random_blocks)
         tokens = self.num_frames * self.patches_per_frame
         blocks = math.ceil(tokens / self.block_size)
-        if attended > blocks and not self.released_attention:
+        if sum(numbers) > blocks and not self.released_attention:
             raise ValueError(
-                f"num_local_blocks + num_random_blocks ({self.num_local_blocks} + {self.num_random_blocks} = "
-                f"{attended}) is more than the {blocks} blocks that {tokens} tokens make at block_size "
+                f"num_local_blocks + num_temporal_blocks + num_random_blocks ({' + '.join(map(str, numbers))} = "
+                f"{sum(numbers)}) is more than the {blocks} blocks that {tokens} tokens make at block_size "
                 f"{self.block_size}; use num_random_blocks=None for dense attention."
             )
 

@@ -53,7 +53,9 @@ def flex_edge_attention(
     _refuse_cpu(q.device)
     num_patches = q.shape[2] - 1
     cls_context, cls_attention = cls_row(q, k, v, table, positions)
-    slots = None if block_ids is None else _Slots(block_ids, block_size, num_patches, attend_padding, table.dtype)
+    slots = None
+    if block_ids is not None:
+        slots = _Slots(block_ids, block_size, num_patches, attend_padding, table.dtype, q.shape[0])
     spread = (lambda x: x) if slots is None else slots.spread
     query, key, value = (spread(x[:, :, 1:]).contiguous() for x in (q, k, v))
 
@@ -67,7 +69,7 @@ def flex_edge_attention(
     def score_mod(score, b, h, query_slot, key_slot):
         score = score + bias_table[h, codes[b, query_slot] - codes[b, key_slot] + centre]
         if log_times is not None:  # blocks that the release lists twice count twice in the softmax
-            score = score + log_times[query_slot // slots.size, key_slot // slots.size]
+            score = score + log_times[b, query_slot // slots.size, key_slot // slots.size]
         return score
 
     flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention
@@ -93,7 +95,7 @@ def flex_edge_attention(
     total = torch.logaddexp(logsumexp, to_cls)
     if attend_padding and slots is not None:
         # Zero keys: logit 0 + table[patch_to_cls]; zero values: they only add to the softmax's denominator.
-        sink = slots.padding_count.log().to(statistics) + table[positions.patch_to_cls][:, None]  # (H, n)
+        sink = slots.padding_count.log().to(statistics) + table[positions.patch_to_cls][:, None]  # (B, H, n)
         total = torch.logaddexp(total, sink)
     from_patches, from_cls = ((x - total).exp()[..., None].to(v.dtype) for x in (logsumexp, to_cls))
     patch_context = from_patches * context.to(v.dtype) + from_cls * v[:, :, :1]
@@ -111,15 +113,20 @@ def _refuse_cpu(device: torch.device) -> None:
 class _Slots:
     """The layout of n patches in M blocks of G tokens, each in `size` slots, and which blocks see which."""
 
-    def __init__(self, block_ids: torch.Tensor, block_size: int, num_patches: int, repeat: bool, dtype):
-        self.num_blocks, self.block_size, self.num_patches = block_ids.shape[0], block_size, num_patches
+    def __init__(
+        self, block_ids: torch.Tensor, block_size: int, num_patches: int, repeat: bool, dtype, batch_size: int
+    ):
+        self.num_blocks, self.block_size, self.num_patches = block_ids.shape[-2], block_size, num_patches
         self.size = max(_MIN_SLOTS, 1 << (block_size - 1).bit_length())
-        times = torch.zeros(self.num_blocks, self.num_blocks, dtype=dtype, device=block_ids.device)
-        times = times.scatter_add(1, block_ids, torch.ones_like(block_ids, dtype=times.dtype))
-        self.attended = times > 0  # (M, M)
+        # One kernel reads (b, block, block), whether the pattern is of each clip or of all.
+        block_ids = block_ids.expand(batch_size, -1, -1)
+        times = torch.zeros(batch_size, self.num_blocks, self.num_blocks, dtype=dtype, device=block_ids.device)
+        times = times.scatter_add(2, block_ids.clamp(min=0), (block_ids >= 0).to(dtype))
+        self.attended = times > 0  # (B, M, M)
         self.log_times = times.clamp(min=1).log() if repeat else None
         padding = self.num_blocks * block_size - num_patches
-        self.padding_count = (times[:, -1] * padding).repeat_interleave(block_size)[:num_patches]
+        count = (times[:, :, -1] * padding).repeat_interleave(block_size, 1)
+        self.padding_count = count[:, None, :num_patches]  # (B, 1, n)
 
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n, D) to (…, M * size, D), zeros between."""
@@ -148,12 +155,12 @@ class _Slots:
     def block_mask(self) -> BlockMask:
         """From the ids alone: tensors of one shape for every pattern, so nothing is compiled again."""
         size, block_size, num_patches, attended = self.size, self.block_size, self.num_patches, self.attended
-        count = attended.sum(1, dtype=torch.int32)
-        ids = attended.int().argsort(dim=1, descending=True, stable=True).int()
+        count = attended.sum(2, dtype=torch.int32)
+        ids = attended.int().argsort(dim=2, descending=True, stable=True).int()
 
         def mask_mod(b, h, query_slot, key_slot):
             block, place = key_slot // size, key_slot % size
             is_token = (place < block_size) & (block * block_size + place < num_patches)
-            return is_token & attended[query_slot // size, block]
+            return is_token & attended[b, query_slot // size, block]
 
-        return BlockMask.from_kv_blocks(count[None, None], ids[None, None], BLOCK_SIZE=(size, size), mask_mod=mask_mod)
+        return BlockMask.from_kv_blocks(count[:, None], ids[:, None], BLOCK_SIZE=(size, size), mask_mod=mask_mod)

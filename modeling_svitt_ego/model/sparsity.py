@@ -42,14 +42,60 @@ def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def local_blocks(num_blocks: int, num_local_blocks: int, repeat: bool = False, device=None) -> torch.Tensor:
+def local_blocks(num_blocks: int, num_local_blocks: int, released: bool = False, device=None) -> torch.Tensor:
     """
     (M, K_l) ids of each block's neighbours, circular: b - K_l // 2, ..., b + K_l // 2. With fewer blocks than K_l each
-    is listed once, unless `repeat` (as the release does).
+    is listed once, unless `released` (`released_attention` in the configuration) repeats them.
     """
-    count = num_local_blocks if repeat else min(num_local_blocks, num_blocks)
+    count = num_local_blocks if released else min(num_local_blocks, num_blocks)
     offsets = torch.arange(count, device=device) - count // 2
     return (torch.arange(num_blocks, device=device)[:, None] + offsets) % num_blocks
+
+
+def temporal_blocks(
+    token_ids: torch.Tensor,
+    patches_per_frame: int,
+    num_frames: int,
+    block_size: int,
+    num_temporal_blocks: int,
+    local: torch.Tensor,
+) -> torch.Tensor:
+    """
+    (1 or B, M, K_t) ids of the blocks that hold the places of a block's tokens in the frames before and after;
+    -1 where there is none. Half of them are of the frames before, half of the frames after.
+
+    The places of a block's tokens one frame ahead are in one other block if G divides a frame's patches, and in two or
+    more if not, or if pruning has left different places in each frame. Each token votes for the block that holds its
+    place, or the next token in order if its place was pruned. The K_t / 2 blocks with most votes one frame ahead are
+    listed, then those two frames ahead, up to K_t / 2 frames; of equal votes the nearer block. `local` blocks are not
+    listed again. There is no frame before the first and none after the last: no wrap-around.
+
+    Args:
+        token_ids (`torch.LongTensor` of shape `(1 or B, n)`): ids in the clip, ascending.
+        patches_per_frame (`int`): so token id i is of frame i // patches_per_frame.
+        local (`torch.LongTensor` of shape `(M, K_l)`): from [`local_blocks`].
+    """
+    batch, num_tokens = token_ids.shape
+    num_blocks, reach = local.shape[0], num_temporal_blocks // 2
+    blocks = torch.arange(num_blocks, device=token_ids.device)
+    query_block = torch.arange(num_tokens, device=token_ids.device) // block_size
+    distance = (blocks[:, None] - blocks).abs()
+    chosen = []
+    for direction in (-1, 1):
+        score = token_ids.new_zeros(batch, num_blocks, num_blocks)
+        for step in range(1, reach + 1):
+            places = token_ids + direction * step * patches_per_frame
+            in_clip = (places >= 0) & (places < num_frames * patches_per_frame)
+            key_block = torch.searchsorted(token_ids, places).clamp(max=num_tokens - 1) // block_size
+            votes = torch.zeros_like(score).flatten(1)
+            votes = votes.scatter_add(1, query_block * num_blocks + key_block, in_clip.long()).view_as(score)
+            score = torch.maximum(score, votes + (votes > 0) * (reach - step) * (block_size + 1))
+        score = score.scatter(2, local.expand(batch, -1, -1), 0)
+        # One number that ranks by score, then by distance, on every device the same.
+        ranked = torch.where(score > 0, score * num_blocks - distance, 0)
+        best = ranked.topk(min(reach, num_blocks), dim=2)
+        chosen.append(torch.where(best.values > 0, best.indices, -1))
+    return torch.cat(chosen, dim=2)
 
 
 def random_blocks(
@@ -58,24 +104,30 @@ def random_blocks(
     num_blocks: int,
     num_local_blocks: int,
     num_random_blocks: int,
-    repeat: bool = False,
+    released: bool = False,
+    temporal: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     (M, K_r) ids of distinct random blocks, ascending, none of them local to its row.
 
-    With fewer than K_l + K_r blocks all others are taken, so that every block is attended once; `repeat` fills up with
-    local blocks instead, which then count twice in the softmax (the release's behaviour, REFERENCE quirk 3).
+    With fewer than K_l + K_r blocks all others are taken, so that every block is attended once; `released` fills up
+    with local blocks instead, which then count twice in the softmax (as the released code does).
 
     Args:
         seed (`torch.LongTensor` of shape `()`): one draw for the whole forward.
         layer (`int`): zero-based layer number; each layer has a pattern of its own.
+        temporal (`torch.LongTensor` of shape `(1 or B, M, K_t)`, *optional*): from [`temporal_blocks`]. These are then
+            taken first, a missing one is replaced by a random block, and the result is (1 or B, M, K_t + K_r).
     """
-    local = local_blocks(num_blocks, num_local_blocks, repeat, seed.device)
-    count = min(num_random_blocks, num_blocks if repeat else num_blocks - local.shape[1])
-    # Bits are dropped so that "local" can be ranked below every random key without overflow.
-    keys = _shift_right(hash_keys(seed, layer, num_blocks, num_blocks), 2)
-    keys = keys.scatter(1, local, -1)
-    return keys.topk(count, dim=1).indices.sort(dim=1).values
+    local = local_blocks(num_blocks, num_local_blocks, released, seed.device)
+    # Bits are dropped so that "local" can be ranked below every random key, and "temporal" above, without overflow.
+    keys = _shift_right(hash_keys(seed, layer, num_blocks, num_blocks), 2).scatter(1, local, -1)
+    if temporal is not None:
+        num_random_blocks += temporal.shape[2]
+        keys = nn.functional.pad(keys.expand(temporal.shape[0], -1, -1), (1, 0))  # a column for what is missing
+        keys = keys.scatter(2, temporal + 1, 2**62)[..., 1:]
+    count = min(num_random_blocks, num_blocks if released else num_blocks - local.shape[1])
+    return keys.topk(count, dim=-1).indices.sort(dim=-1).values
 
 
 # -------------------------------------------------------------------------------------------------- relative positions
@@ -160,30 +212,33 @@ def edge_attention_reference(
     Args:
         q, k, v (`torch.Tensor` of shape `(B, H, N, D)`): [CLS] first.
         table (`torch.Tensor` of shape `(R, H)`): relative position bias.
-        block_ids (`torch.LongTensor` of shape `(M, K)`): the blocks that each block attends to.
+        block_ids (`torch.LongTensor` of shape `(M, K)` or `(B, M, K)`): the blocks that each block attends to; -1 is
+            no block.
         attend_padding (`bool`): as `released_attention` in the configuration.
 
     Returns:
         The context (B, H, N, D) and the attention (B, H, N, N).
     """
-    num_patches, num_blocks = q.shape[2] - 1, block_ids.shape[0]
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, N, N)
+    num_patches, num_blocks = q.shape[2] - 1, block_ids.shape[-2]
+    # Scaled before the product, as every implementation does: half precision rounds in between.
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, N, N)
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     scores = scores + positions.dense_bias(table)
 
-    times = torch.zeros(num_blocks, num_blocks, dtype=scores.dtype, device=q.device)
-    times = times.scatter_add(1, block_ids, torch.ones_like(block_ids, dtype=scores.dtype))  # (M, M)
-    edges = times.repeat_interleave(block_size, 0).repeat_interleave(block_size, 1)[:num_patches, :num_patches]
+    patterns = block_ids if block_ids.dim() == 3 else block_ids[None]  # (1 or B, M, K)
+    times = torch.zeros(len(patterns), num_blocks, num_blocks, dtype=scores.dtype, device=q.device)
+    times = times.scatter_add(2, patterns.clamp(min=0), (patterns >= 0).to(scores.dtype))  # (1 or B, M, M)
+    edges = times.repeat_interleave(block_size, 1).repeat_interleave(block_size, 2)[:, :num_patches, :num_patches]
     edges = nn.functional.pad(edges, (1, 0, 1, 0), value=1.0)  # [CLS] attends and is attended
-    scores = scores + edges.log()
+    scores = scores + edges.log()[:, None]
 
     if attend_padding:
         # Zero keys: logit 0 + table[patch_to_cls]; zero values: they only add to the softmax's denominator.
         num_padding = num_blocks * block_size - num_patches
-        count = (times[:, -1] * num_padding).repeat_interleave(block_size)[:num_patches]
+        count = (times[:, :, -1] * num_padding).repeat_interleave(block_size, 1)[:, :num_patches]
         count = nn.functional.pad(count, (1, 0))
-        sink = count.log() + table[positions.patch_to_cls][:, None]  # (H, N)
-        scores = torch.cat([scores, sink[None, :, :, None].expand(q.shape[0], -1, -1, -1)], dim=-1)
+        sink = count.log()[:, None] + table[positions.patch_to_cls][:, None]  # (1 or B, H, N)
+        scores = torch.cat([scores, sink[..., None].expand(q.shape[0], -1, -1, -1)], dim=-1)
         attention = scores.softmax(-1)[..., :-1]
     else:
         attention = scores.softmax(-1)

@@ -33,6 +33,7 @@ from .sparsity import (
     random_blocks,
     select_tokens,
     take_tokens,
+    temporal_blocks,
 )
 
 # hash_keys streams: layer numbers draw random blocks, these draw the scores of keep_strategy="random".
@@ -150,7 +151,7 @@ class VisionAttention(nn.Module):
         scale: torch.Tensor,  # (C,)
         token_ids: torch.Tensor,  # (1 or B, n)
         num_frames: int,
-        block_ids: torch.Tensor | None,  # (M, K); None is dense
+        block_ids: torch.Tensor | None,  # (M, K) or (B, M, K); None is dense
         need_cls_attention: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
@@ -288,25 +289,58 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
         return torch.randint(2**62, (), device=device)
 
     def block_ids(
-        self, layer: int, num_patches: int, seed: torch.Tensor, random_pattern: torch.Tensor | None
+        self,
+        layer: int,
+        token_ids: torch.Tensor,
+        num_frames: int,
+        seed: torch.Tensor,
+        random_pattern: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """(M, K) blocks that each block of a layer attends to, local ones first; None where attention is dense."""
+        """
+        Blocks that each block of a layer attends to, local ones first; None where attention is dense.
+
+        They are (M, K), the same for all clips, unless temporal blocks depend on which tokens of a clip (B, n) are
+        left: then (B, M, K).
+        """
         config = self.config
         if config.num_random_blocks is None:
             return None
+        num_patches = token_ids.shape[1]
         num_blocks = -(-num_patches // config.block_size)
-        repeat = config.released_attention
+        released = config.released_attention
+        local = local_blocks(num_blocks, config.num_local_blocks, released, seed.device)
         if random_pattern is None:
+            temporal = None
+            if config.num_temporal_blocks:
+                temporal = temporal_blocks(
+                    token_ids,
+                    config.patches_per_frame,
+                    num_frames,
+                    config.block_size,
+                    config.num_temporal_blocks,
+                    local,
+                )
             random_pattern = random_blocks(
-                seed, layer, num_blocks, config.num_local_blocks, config.num_random_blocks, repeat
+                seed,
+                layer,
+                num_blocks,
+                config.num_local_blocks,
+                config.num_random_blocks,
+                released,
+                temporal,
             )
-        elif random_pattern.shape[0] != num_blocks:
+        elif random_pattern.shape[-2] != num_blocks:
             raise ValueError(
-                f"The random pattern of layer {layer} is for {random_pattern.shape[0]} blocks, but its {num_patches} "
+                f"The random pattern of layer {layer} is for {random_pattern.shape[-2]} blocks, but its {num_patches} "
                 f"tokens make {num_blocks} blocks of {config.block_size}."
             )
-        local = local_blocks(num_blocks, config.num_local_blocks, repeat, seed.device)
-        return torch.cat([local, random_pattern.to(seed.device)], dim=1)
+        random_pattern = random_pattern.to(seed.device)
+        if random_pattern.dim() == 3:
+            if random_pattern.shape[0] == 1:
+                random_pattern = random_pattern[0]
+            else:
+                local = local.expand(random_pattern.shape[0], -1, -1)
+        return torch.cat([local, random_pattern], dim=-1)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -321,8 +355,8 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
         Args:
             pixel_values_videos (`torch.FloatTensor` of shape `(batch_size, num_frames, channels, height, width)`, or
                 `(batch_size, channels, height, width)` for images).
-            random_patterns (`list[torch.LongTensor]`, *optional*): per layer the random block ids `(M, K_r)` instead
-                of drawn ones.
+            random_patterns (`list[torch.LongTensor]`, *optional*): per layer the ids `(M, K_t + K_r)`, or
+                `(B, M, K_t + K_r)`, of all blocks that are not local, instead of computed and drawn ones.
             generator (`torch.Generator`, *optional*): draws the training pattern; the default generator otherwise.
         """
         if pixel_values_videos is None:
@@ -341,15 +375,15 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
         seed = self.draw_seed(hidden_states.device, generator)
 
         kept_ids = []
-        for index, (layer, num_patches) in enumerate(zip(self.layers, config.tokens_per_layer(num_frames))):
+        for index, layer in enumerate(self.layers):
             pattern = None if random_patterns is None else random_patterns[index]
             prunes = index in config.prune_layers and config.keep_rate < 1.0
             hidden_states, token_ids = layer(
                 hidden_states,
                 token_ids,
                 num_frames,
-                self.block_ids(index, num_patches, seed, pattern),
-                num_kept_tokens(num_patches, config.keep_rate) if prunes else None,
+                self.block_ids(index, token_ids, num_frames, seed, pattern),
+                num_kept_tokens(token_ids.shape[1], config.keep_rate) if prunes else None,
                 seed,
             )
             if prunes:

@@ -45,7 +45,9 @@ def test_training_compiles_once_although_every_forward_has_another_pattern():
 def test_compiled_training_has_the_same_gradients():
     """Catches the hand-written backward being traced wrongly."""
     model, clips = tiny_vision_model(drop_path_rate=0.0, **RAGGED).train(), tiny_clips()
-    patterns = [model.block_ids(i, n, torch.tensor(3), None)[:, 1:] for i, n in enumerate((64, 45, 32))]
+    patterns = [
+        model.block_ids(i, torch.arange(n)[None], 4, torch.tensor(3))[:, 1:] for i, n in enumerate((64, 45, 32))
+    ]
     results = []
     for function in (model, torch.compile(model, fullgraph=True, backend=BACKEND)):
         out = function(clips, random_patterns=patterns)

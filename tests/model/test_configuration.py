@@ -15,6 +15,7 @@ def test_defaults_are_the_published_settings():
     config = SViTTEgoConfig()
     vision, text, fusion = config.vision_config, config.text_config, config.cross_modal_config
     assert (vision.num_local_blocks, vision.num_random_blocks, vision.block_size) == (1, 3, 56)
+    assert vision.num_temporal_blocks == 0
     assert (vision.keep_rate, vision.prune_layers, vision.num_frames, vision.image_size) == (0.7, [3, 6, 9], 4, 224)
     assert (fusion.keep_rate, fusion.prune_layers, config.projection_dim) == (0.1, [0], 256)
     assert (vision.num_hidden_layers, text.num_hidden_layers, fusion.num_hidden_layers) == (12, 9, 3)
@@ -38,7 +39,15 @@ def test_tokens_per_layer_are_those_of_the_published_model():
         (tiny_vision_config, {"num_local_blocks": 2}, ["num_local_blocks (2)", "odd or 0"]),
         (tiny_vision_config, {"num_local_blocks": -1}, ["num_local_blocks (-1)", "odd or 0"]),
         (tiny_vision_config, {"num_random_blocks": -1}, ["num_random_blocks (-1)", "0"]),
-        (tiny_vision_config, {"num_random_blocks": 8}, ["1 + 8 = 9", "8 blocks", "64 tokens", "block_size 8"]),
+        (tiny_vision_config, {"num_random_blocks": 8}, ["1 + 0 + 8 = 9", "8 blocks", "64 tokens", "block_size 8"]),
+        (tiny_vision_config, {"num_temporal_blocks": 1}, ["num_temporal_blocks (1)", "even"]),
+        (tiny_vision_config, {"num_temporal_blocks": -2}, ["num_temporal_blocks (-2)", "even"]),
+        (tiny_vision_config, {"num_temporal_blocks": 6}, ["1 + 6 + 3 = 10", "8 blocks"]),
+        (
+            tiny_vision_config,
+            {"num_temporal_blocks": 2, "released_attention": True},
+            ["num_temporal_blocks (2)", "released_attention"],
+        ),
         (tiny_vision_config, {"block_size": 0}, ["block_size (0)", "1"]),
         (tiny_vision_config, {"keep_rate": 0.0}, ["keep_rate (0.0)", "(0, 1]"]),
         (tiny_vision_config, {"keep_rate": 1.5}, ["keep_rate (1.5)", "(0, 1]"]),

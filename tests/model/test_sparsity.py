@@ -18,13 +18,25 @@ from modeling_svitt_ego.model.sparsity import (
     random_blocks,
     select_tokens,
     take_tokens,
+    temporal_blocks,
 )
 from modeling_svitt_ego.training.memory_plan import SavedBytes
 
 SEED = torch.tensor(7)
 
 
-def make_inputs(batch, window, kept, block_size, num_local, num_random, per_sample=False, dtype=torch.float64, dim=8):
+def make_inputs(
+    batch,
+    window,
+    kept,
+    block_size,
+    num_local,
+    num_random,
+    per_sample=False,
+    num_temporal=0,
+    dtype=torch.float64,
+    dim=8,
+):
     """q, k, v, table, positions and block ids of `kept` tokens of a clip with `window` = (T, H, W) patches."""
     torch.manual_seed(0)
     heads = 3
@@ -34,9 +46,14 @@ def make_inputs(batch, window, kept, block_size, num_local, num_random, per_samp
     q, k, v = (torch.randn(batch, heads, kept + 1, dim, dtype=dtype, requires_grad=True) for _ in range(3))
     table = torch.randn(positions.num_offsets + 3, heads, dtype=dtype, requires_grad=True)
     num_blocks = math.ceil(kept / block_size)
-    ids = torch.cat(
-        [local_blocks(num_blocks, num_local), random_blocks(SEED, 0, num_blocks, num_local, num_random)], dim=1
-    )
+    local = local_blocks(num_blocks, num_local)
+    if num_temporal:
+        frame = window[1] * window[2]
+        temporal = temporal_blocks(torch.stack(order), frame, window[0], block_size, num_temporal, local)
+        others = random_blocks(SEED, 0, num_blocks, num_local, num_random, temporal=temporal)
+        ids = torch.cat([local.expand(len(others), -1, -1), others], dim=2)
+    else:
+        ids = torch.cat([local, random_blocks(SEED, 0, num_blocks, num_local, num_random)], dim=1)
     return q, k, v, table, positions, ids, block_size
 
 
@@ -58,7 +75,8 @@ def oracle(q, k, v, table, positions, block_ids, block_size, attend_padding=Fals
                 real = [True] * tokens
             else:
                 keys, bias_rows, real = [0], [positions.patch_to_cls], [True]
-                for block in block_ids[(i - 1) // block_size].tolist():
+                pattern = block_ids[b] if block_ids.dim() == 3 else block_ids
+                for block in pattern[(i - 1) // block_size].tolist():
                     for j in range(block * block_size, (block + 1) * block_size):
                         if j < patches:
                             dt, dy, dx = (a - c for a, c in zip(coords[i - 1], coords[j]))
@@ -80,6 +98,7 @@ CASES = [
     pytest.param(2, (2, 3, 5), 29, 6, 1, 2, True, id="B2-n29-block6-1+2-per-sample"),
     pytest.param(1, (3, 3, 4), 31, 4, 3, 2, True, id="B1-n31-block4-3+2-two-sided"),
     pytest.param(2, (1, 4, 4), 13, 5, 0, 2, False, id="B2-n13-block5-0+2-no-local"),
+    pytest.param(3, (3, 3, 4), 29, 4, 1, 1, True, 2, id="B3-n29-block4-1+2+1-pattern-per-clip"),
 ]
 
 
@@ -95,8 +114,7 @@ def flex_with_gradients(monkeypatch):
 
 
 def assert_equals_the_oracle(implementation, case, attend_padding):
-    batch, window, kept, size, num_local, num_random, per_sample = case
-    inputs = make_inputs(batch, window, kept, size, num_local, num_random, per_sample)
+    inputs = make_inputs(*case)
     leaves = inputs[:4]
     weight = torch.randn(inputs[0].shape, dtype=torch.float64)
     expected = oracle(*inputs, attend_padding)
@@ -118,7 +136,7 @@ def test_output_and_every_gradient_equal_a_float64_oracle(implementation, case, 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("attend_padding", [False, True], ids=["masked", "released"])
-@pytest.mark.parametrize("case", [CASES[1].values], ids=[CASES[1].id])
+@pytest.mark.parametrize("case", [CASES[i].values for i in (1, 4)], ids=[CASES[i].id for i in (1, 4)])
 def test_flex_output_and_every_gradient_equal_a_float64_oracle(case, attend_padding, flex_with_gradients):
     """Catches a wrong slot, bias row, block or [CLS] weight in what is handed to FlexAttention."""
     assert_equals_the_oracle(flex_edge_attention, case, attend_padding)
@@ -230,9 +248,10 @@ def test_the_compiled_flex_kernels_gradients_equal_the_oracles(attend_padding):
         assert (grad.double().cpu() - target).norm() < 5e-3 * target.norm()
 
 
-def test_chunks_do_not_change_the_result(monkeypatch):
+@pytest.mark.parametrize("num_temporal", [0, 2], ids=["pattern-shared", "pattern-per-clip"])
+def test_chunks_do_not_change_the_result(num_temporal, monkeypatch):
     """Catches a chunk boundary that drops or doubles a block, at a length that is never round (549)."""
-    inputs = make_inputs(2, (4, 14, 14), 549, 56, 1, 3, per_sample=True)
+    inputs = make_inputs(2, (4, 14, 14), 549, 56, 1, 3 - num_temporal, True, num_temporal)
     weight = torch.randn(inputs[0].shape, dtype=torch.float64)
     whole, _ = edge_attention(*inputs)
     whole_grads = torch.autograd.grad((whole * weight).sum(), inputs[:4])
@@ -288,6 +307,74 @@ def test_every_pair_of_blocks_is_drawn_about_equally_often():
     others = counts[~torch.eye(14, dtype=torch.bool)]
     expected, deviation = 3000 * 3 / 13, math.sqrt(3000 * 3 / 13 * 10 / 13)
     assert (others - expected).abs().max() < 5 * deviation
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4, 16])
+@pytest.mark.parametrize("num_temporal", [2, 4])
+def test_temporal_blocks_are_the_same_place_in_other_frames_where_blocks_divide_a_frame(frames, num_temporal):
+    """Catches an offset that is off by a block, a wrap-around at either end, and a frame taken out of turn."""
+    per_frame, num_blocks = 4, 4 * frames  # frames of 12 patches in blocks of 3
+    local = local_blocks(num_blocks, 1)
+    found = temporal_blocks(torch.arange(12 * frames)[None], 12, frames, 3, num_temporal, local)[0]
+    for block, row in enumerate(found.tolist()):
+        steps = [step for step in range(-(num_temporal // 2), num_temporal // 2 + 1) if step]
+        expected = {block + step * per_frame for step in steps if 0 <= block // per_frame + step < frames}
+        assert {other for other in row if other >= 0} == expected
+        assert len(row) == num_temporal
+
+
+def test_temporal_blocks_that_straddle_are_the_fullest_and_of_equal_ones_the_nearer():
+    """56 of 196 patches: a block's place one frame on is half in block b + 3 and half in b + 4."""
+    ids, local = torch.arange(784)[None], local_blocks(14, 1)
+    assert temporal_blocks(ids, 196, 4, 56, 2, local)[0, 5].tolist() == [2, 8]
+    assert sorted(temporal_blocks(ids, 196, 4, 56, 4, local)[0, 5].tolist()) == [1, 2, 8, 9]
+    # 64 of 196: the 64 places from 4 * 64 + 196 = 452 on are 60 of block 7 and 4 of block 8.
+    local = local_blocks(13, 1)
+    assert temporal_blocks(ids, 196, 4, 64, 2, local)[0, 4].tolist() == [1, 7]
+    # What is local already is not listed again: the next frame's places are in the own block and the next.
+    ids, local = torch.arange(24)[None], local_blocks(3, 3)
+    assert temporal_blocks(ids, 6, 4, 8, 2, local).eq(-1).all()
+
+
+def test_temporal_blocks_follow_each_clips_kept_tokens():
+    """Catches a mean distance: clips of 4 frames of 4 patches, of which each frame keeps another number."""
+    ids = torch.tensor([[0, 1, 2, 3, 4, 8, 9, 10, 11, 12], [0, 4, 5, 6, 7, 8, 9, 10, 11, 15]])
+    local = local_blocks(5, 1)
+    found = temporal_blocks(ids, 4, 4, 2, 2, local)
+    # Of the first clip, block 1 holds 2 and 3: 6 and 7 are pruned, the next token in order is 8, in block 2. Block 2
+    # holds 4 and 8, each other's place one frame on: its neighbours are those of the other token.
+    assert found.tolist() == [
+        [[-1, 2], [-1, 2], [0, 4], [2, 4], [2, -1]],
+        [[-1, 2], [0, 3], [0, 4], [1, 4], [2, -1]],
+    ]
+    for clip in range(2):
+        alone = temporal_blocks(ids[clip : clip + 1], 4, 4, 2, 2, local)
+        assert torch.equal(alone[0], found[clip])
+
+
+@pytest.mark.parametrize("case", [(784, 49, 1, 2, 1), (549, 49, 3, 2, 1), (270, 56, 1, 4, 1), (100, 49, 1, 2, 3)])
+def test_local_temporal_and_random_blocks_are_distinct_and_as_many_as_asked_for(case):
+    """Catches a block that counts twice, a missing temporal block left open, and a temporal block not taken."""
+    kept, size, num_local, num_temporal, num_random = case
+    torch.manual_seed(0)
+    ids = torch.stack([torch.randperm(784)[:kept].sort().values for _ in range(3)])
+    num_blocks = math.ceil(kept / size)
+    local = local_blocks(num_blocks, num_local)
+    temporal = temporal_blocks(ids, 196, 4, size, num_temporal, local)
+    others = random_blocks(SEED, 2, num_blocks, num_local, num_random, temporal=temporal)
+    expected = min(num_temporal + num_random, num_blocks - num_local)
+    assert others.shape == (3, num_blocks, expected)
+    for clip in range(3):
+        for block in range(num_blocks):
+            listed = others[clip, block].tolist()
+            assert len({*listed, *local[block].tolist()}) == expected + num_local
+            if expected >= num_temporal:
+                assert {x for x in temporal[clip, block].tolist() if x >= 0} <= set(listed)
+
+
+def test_without_temporal_blocks_the_random_ones_stay_as_published():
+    """Catches a pattern that changes for every model there is: the ids of one draw, written down before."""
+    assert random_blocks(SEED, 0, 6, 1, 2).tolist() == [[4, 5], [0, 3], [0, 5], [1, 5], [1, 2], [2, 3]]
 
 
 def test_patterns_differ_between_layers_and_seeds_and_repeat_for_the_same():

@@ -96,7 +96,7 @@ def test_injected_patterns_replace_the_drawn_ones():
     model = tiny_vision_model(**RAGGED)
     clips, seed = tiny_clips(), torch.tensor(model.config.pattern_seed)
     with torch.no_grad():
-        drawn = [model.block_ids(i, n, seed, None)[:, 1:] for i, n in enumerate((64, 45, 32))]
+        drawn = [model.block_ids(i, torch.arange(n)[None], 4, seed)[:, 1:] for i, n in enumerate((64, 45, 32))]
         assert torch.equal(model(clips, random_patterns=drawn).pooler_output, model(clips).pooler_output)
         other = [(ids + 1) % len(ids) for ids in drawn]
         assert not torch.allclose(model(clips, random_patterns=other).pooler_output, model(clips).pooler_output)
@@ -230,8 +230,8 @@ def test_released_attention_differs_exactly_where_padding_or_repetition_occurs()
         ours.config.keep_rate = released.config.keep_rate = 1.0
         states, ids = a[1], torch.arange(45)[None]
         seed = torch.tensor(0)
-        pattern = ours.block_ids(1, 45, seed, None)
-        assert torch.equal(pattern, released.block_ids(1, 45, seed, None))
+        pattern = ours.block_ids(1, ids, 4, seed)
+        assert torch.equal(pattern, released.block_ids(1, ids, 4, seed))
         a, b = (m.layers[1](states, ids, 4, pattern, None, seed)[0][0] for m in (ours, released))
     differs = (a - b).abs().amax(-1) > 1e-6
     attends_last = (pattern == 5).any(1).repeat_interleave(8)[:45]
@@ -243,8 +243,8 @@ def test_released_attention_counts_local_blocks_twice_when_few_are_left():
     """Catches the second trait of the release: 3 blocks, K_l + K_r = 4, so the local block fills up."""
     ours, released = (tiny_vision_model(released_attention=flag) for flag in (False, True))
     seed = torch.tensor(0)
-    assert ours.block_ids(0, 24, seed, None).shape == (3, 3)
-    twice = released.block_ids(0, 24, seed, None)
+    assert ours.block_ids(0, torch.arange(24)[None], 4, seed).shape == (3, 3)
+    twice = released.block_ids(0, torch.arange(24)[None], 4, seed)
     assert twice.tolist() == [[b, 0, 1, 2] for b in range(3)]
 
 
@@ -297,3 +297,47 @@ def test_relative_position_init_chooses_the_tables_at_the_start():
         window = (4, 4, 4)
         for number, table in enumerate(tables):
             torch.testing.assert_close(table.detach(), expected * directional_bias(window, 4, number))
+
+
+TEMPORAL = {"num_temporal_blocks": 2, "num_random_blocks": 1, "block_size": 4, **RAGGED}
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_towers_temporal_blocks_follow_each_clips_tokens(implementation):
+    """Catches a pattern that depends on the batch, is not that of the kept tokens, or ignores the other frames."""
+    model = tiny_vision_model(implementation, **TEMPORAL)
+    clips = tiny_clips(4)
+    seed = torch.tensor(model.config.pattern_seed)
+    with torch.no_grad():
+        out = model(clips)
+        assert model.block_ids(0, torch.arange(64)[None], 4, seed).shape == (16, 4)
+        patterns = model.block_ids(1, out.token_ids[0], 4, seed)
+        assert patterns.shape == (4, 12, 4)
+        assert not torch.equal(patterns[0], patterns[1])
+        for row in range(4):
+            alone = model(clips[row : row + 1])
+            torch.testing.assert_close(alone.pooler_output[0], out.pooler_output[row], rtol=1e-4, atol=1e-5)
+        given = [
+            model.block_ids(layer, ids, 4, seed)[..., 1:]
+            for layer, ids in enumerate((torch.arange(64)[None], *out.token_ids))
+        ]
+        assert torch.equal(model(clips, random_patterns=given).pooler_output, out.pooler_output)
+        model.config.num_temporal_blocks, model.config.num_random_blocks = 0, 3
+        assert not torch.allclose(model(clips).pooler_output, out.pooler_output)
+
+
+def test_every_implementation_computes_the_same_temporal_tower():
+    """Catches a pattern of each clip read as one of all, in value or in a gradient."""
+    clips = tiny_clips(3).double()
+    expected, expected_gradients = forward_backward(tiny_vision_model("eager", **TEMPORAL).double(), clips)
+    out, found = forward_backward(tiny_vision_model("sdpa", **TEMPORAL).double(), clips)
+    torch.testing.assert_close(out.last_hidden_state, expected.last_hidden_state)
+    assert_same_gradients(expected_gradients, found)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 8])
+def test_temporal_blocks_at_any_number_of_frames(frames):
+    """Catches a pattern that needs a frame before or after."""
+    out, found = forward_backward(tiny_vision_model(**TEMPORAL), tiny_clips(2, frames))
+    assert out.last_hidden_state.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in found.values())
