@@ -115,9 +115,19 @@ def sample_hard_negatives(
     return torch.where(possible, drawn, -1)
 
 
-def video_text_matching(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of `logits` (rows, 2) with `labels` (rows,): 1 where the clip and the text belong together."""
-    return F.cross_entropy(_wide(logits), labels)
+def video_text_matching(
+    logits: torch.Tensor, labels: torch.Tensor, num_pairs: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Cross-entropy over the pairs, in float32 at least.
+
+    Args:
+        logits (`torch.Tensor` of shape `(pairs, 2)`).
+        labels (`torch.LongTensor` of shape `(pairs,)`): 1 where clip and text belong together, 0 where they do not,
+            -100 where the pair does not count.
+        num_pairs (`torch.Tensor`, *optional*): divisor of the sum; by default the number of pairs that count.
+    """
+    return _mean_cross_entropy(logits, labels, num_pairs)
 
 
 def mask_tokens(
@@ -154,32 +164,21 @@ def mask_tokens(
     return torch.where(replaced, anything, corrupted), labels
 
 
-def masked_language_modeling(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the selected tokens: `logits` (b, L, vocabulary), `labels` (b, L), -100 elsewhere."""
-    loss = F.cross_entropy(_wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=-100, reduction="sum")
-    return loss / (labels != -100).sum().clamp(min=1)
-
-
-def gather_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+def masked_language_modeling(
+    logits: torch.Tensor, labels: torch.Tensor, num_selected: torch.Tensor | None = None
+) -> torch.Tensor:
     """
-    The rows of all processes, and which of them is this process's first.
+    Cross-entropy over the selected tokens, in float32 at least.
 
-    Gradients come back from every process's loss, summed; averaged by data parallelism, they are the gradient of the
-    mean of the local losses. Without process group, or with one process, the tensor comes back as it is.
+    Args:
+        logits (`torch.Tensor` of shape `(b, sequence_length, vocab_size)`).
+        labels (`torch.LongTensor` of shape `(b, sequence_length)`): -100 where a token is not selected.
+        num_selected (`torch.Tensor`, *optional*): divisor of the sum; by default the number of selected tokens.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return tensor, 0
-    if torch.distributed.get_world_size() == 1:
-        return tensor, 0
-    rows = torch.tensor([tensor.shape[0]], device=tensor.device)
-    counts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(counts, rows)
-    if any(int(count) != tensor.shape[0] for count in counts):
-        raise ValueError(
-            "The processes have batches of different sizes "
-            f"({', '.join(str(int(count)) for count in counts)} rows): drop the last, incomplete batch."
-        )
-    from torch.distributed.nn.functional import all_gather
+    return _mean_cross_entropy(logits.flatten(0, 1), labels.flatten(), num_selected)
 
-    first = torch.distributed.get_rank() * tensor.shape[0]
-    return torch.cat(list(all_gather(tensor))), first
+
+def _mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, count: torch.Tensor | None) -> torch.Tensor:
+    """The mean is taken over `count` terms, because the terms may be a share of a larger batch's."""
+    total = F.cross_entropy(_wide(logits), labels, ignore_index=-100, reduction="sum")
+    return total / ((labels != -100).sum().clamp(min=1) if count is None else count)

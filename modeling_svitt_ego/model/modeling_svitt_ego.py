@@ -4,7 +4,7 @@ Every class keeps its parts under the same names (vision_model, text_model, vide
 temperature, fusion_model, vtm_head, mlm_head), so any of them loads from the checkpoint of any other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,17 +23,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_svitt_ego import SViTTEgoConfig
 from .fusion import SViTTEgoFusionModel
-from .losses import (
-    ego_nce,
-    gather_rows,
-    info_nce,
-    itself,
-    mask_tokens,
-    masked_language_modeling,
-    sample_hard_negatives,
-    shared_action,
-    video_text_matching,
-)
+from .objective_base import Batch, Columns, Objective
+from .objectives import OBJECTIVES, trained_objectives
 from .pipeline_svitt_ego import custom_pipelines
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
 from .text import SViTTEgoTextModel
@@ -89,6 +80,8 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
     """
 
     custom_pipelines = custom_pipelines()
+    # What `forward(return_loss=True)` sums; assign a list to one model to train it with others (objective_base.py).
+    objectives: Sequence[Objective] = OBJECTIVES
 
     def __init__(self, config: SViTTEgoConfig):
         super().__init__(config)
@@ -157,70 +150,6 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
             self.temperature.data.clamp_(self.config.temperature_min, self.config.temperature_max)
         return self.temperature
 
-    def contrast(
-        self,
-        video_embeds: torch.Tensor,
-        text_embeds: torch.Tensor,
-        verb_tags: torch.Tensor | None = None,
-        noun_tags: torch.Tensor | None = None,
-        gather: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        The contrastive loss of paired embeddings.
-
-        Args:
-            video_embeds, text_embeds (`torch.Tensor` of shape `(b, projection_dim)`): row i of both is one clip.
-            verb_tags, noun_tags (`torch.Tensor` of shapes `(b, num_verbs)`, `(b, num_nouns)`): multi-hot, for EgoNCE.
-            gather (`bool`): compare with the rows of all processes.
-
-        Returns:
-            The loss and the mask of positives `(b, B)`.
-        """
-        videos, texts = self.compared(video_embeds, text_embeds)
-        positives, first = self.find_positives(len(videos), videos.device, verb_tags, noun_tags, gather)
-        all_videos, all_texts = (gather_rows(x)[0] if gather else x for x in (videos, texts))
-        return self.contrast_rows(videos @ all_texts.T, texts @ all_videos.T, positives, first), positives
-
-    def compared(self, video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Unit clips over the temperature, and unit texts, `(b, projection_dim)` each: their products are logits.
-
-        In float32 at least: bf16 rounds logits of 100 to half units.
-        """
-        wide = torch.promote_types(video_embeds.dtype, torch.float32)
-        videos, texts = (F.normalize(x.to(wide), dim=-1) for x in (video_embeds, text_embeds))
-        return videos / self.clamp_temperature().to(wide), texts
-
-    def find_positives(
-        self,
-        rows: int,
-        device: torch.device,
-        verb_tags: torch.Tensor | None,
-        noun_tags: torch.Tensor | None,
-        gather: bool = False,
-    ) -> tuple[torch.Tensor, int]:
-        """The mask of positives `(b, B)` of `rows` clips, and which of the B is this process's first."""
-        if self.config.contrastive_loss == "info_nce":
-            own = torch.zeros(rows, 1, device=device)
-            everyone, first = gather_rows(own) if gather else (own, 0)
-            return itself(rows, len(everyone), first=first, device=device), first
-        if verb_tags is None or noun_tags is None:
-            raise ValueError(
-                "contrastive_loss='ego_nce' needs verb_tags and noun_tags; set contrastive_loss='info_nce' to train "
-                "without them."
-            )
-        all_verbs, first = gather_rows(verb_tags) if gather else (verb_tags, 0)
-        all_nouns, _ = gather_rows(noun_tags) if gather else (noun_tags, 0)
-        return shared_action(verb_tags, noun_tags, all_verbs, all_nouns, first), first
-
-    def contrast_rows(
-        self, logits_per_video: torch.Tensor, logits_per_text: torch.Tensor, positives: torch.Tensor, first: int = 0
-    ) -> torch.Tensor:
-        """The configured contrastive loss, a mean over the rows given; see [`~losses.ego_nce`]."""
-        if self.config.contrastive_loss == "info_nce":
-            return info_nce(logits_per_video, logits_per_text, first)
-        return ego_nce(logits_per_video, logits_per_text, positives, self.config.ego_nce_form)
-
     def encode(self, pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs) -> SViTTEgoOutput:
         """Both towers and their similarities; no loss."""
         kwargs.pop("inputs_embeds", None)  # PEFT's FEATURE_EXTRACTION passes it as None
@@ -267,21 +196,37 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
         """
         if run_inside is not None:
             return run_inside(self)
+        columns = {"verb_tags": verb_tags, "noun_tags": noun_tags}
+        for name in {name for objective in self.objectives for name in objective.columns} & kwargs.keys():
+            columns[name] = kwargs.pop(name)
         outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
         if return_loss:
-            if self.config.contrastive_weight == 0:
-                raise ValueError("contrastive_weight is 0, and the dual encoder has no other objective.")
-            loss, positives = self.contrast(outputs.video_embeds, outputs.text_embeds, verb_tags, noun_tags, gather)
-            outputs.loss = self.config.contrastive_weight * loss
-            outputs.loss_info = self.contrastive_info(loss, positives)
+            generator = self.loss_generator(kwargs.get("generator"), input_ids.device)
+            self.add_losses(outputs, input_ids, attention_mask, columns, gather, generator)
+        else:
+            self.score_pairs(outputs, attention_mask)
         return outputs
 
-    def contrastive_info(self, loss: torch.Tensor, positives: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {
-            "contrastive": loss.detach(),
-            "temperature": self.temperature.detach().squeeze().clone(),  # not what the next step makes of it
-            "positives_per_clip": positives.float().sum(-1).mean(),
-        }
+    def add_losses(self, outputs, input_ids, attention_mask, columns, gather, generator) -> None:
+        """Adds `loss`, `loss_info` and the heads' logits to `outputs`; an objective of weight 0 is not computed."""
+        trained = trained_objectives(self)
+        batch = Batch(
+            outputs,
+            input_ids,
+            torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            Columns([columns], gather),
+            self.clamp_temperature(),
+            gather,
+            generator,
+        )
+        outputs.loss, outputs.loss_info = 0.0, {}
+        for objective, weight in trained:
+            loss, info = objective.loss(self, batch)
+            outputs.loss = outputs.loss + weight * loss
+            outputs.loss_info |= {objective.name: loss.detach()} | info
+
+    def score_pairs(self, outputs: SViTTEgoOutput, attention_mask: torch.Tensor | None) -> None:
+        """Further logits of a subclass, without a loss."""
 
 
 class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
@@ -312,78 +257,11 @@ class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
         states = self.fusion_model(text_states, video_states, attention_mask, return_dict=True).last_hidden_state
         return self.vtm_head(states[:, 0])
 
-    def match_with_hard_negatives(
-        self, outputs: SViTTEgoOutput, attention_mask: torch.Tensor | None, positives: torch.Tensor, generator=None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Logits `(3 b, 2)` and labels `(3 b,)`: the pairs; each text with a hard negative clip; each clip with a hard
-        negative text. The label is -100 where the batch holds no negative for that row.
-        """
-        texts, videos = outputs.text_model_output.last_hidden_state, outputs.vision_model_output.last_hidden_state
-        video_ids = sample_hard_negatives(outputs.logits_per_text, positives, generator)
-        text_ids = sample_hard_negatives(outputs.logits_per_video, positives, generator)
-        own = torch.ones_like(video_ids)
-        labels = torch.cat([own, torch.where(video_ids < 0, -100, 0), torch.where(text_ids < 0, -100, 0)])
-        text_ids, video_ids = text_ids.clamp(min=0), video_ids.clamp(min=0)
-        if attention_mask is not None:
-            attention_mask = torch.cat([attention_mask, attention_mask, attention_mask[text_ids]])
-        logits = self.match(
-            torch.cat([texts, texts, texts[text_ids]]), attention_mask, torch.cat([videos, videos[video_ids], videos])
-        )
-        return logits, labels
-
-    def local_positives(self, positives: torch.Tensor, rows: int, gather: bool) -> torch.Tensor:
-        """The columns of `positives` (b, B) that are this process's own batch."""
-        first = torch.distributed.get_rank() * rows if gather and positives.shape[1] > rows else 0
-        return positives[:, first : first + rows]
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values_videos: torch.FloatTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        verb_tags: torch.Tensor | None = None,
-        noun_tags: torch.Tensor | None = None,
-        return_loss: bool | None = None,
-        gather: bool = False,
-        run_inside: Callable | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SViTTEgoOutput:
-        r"""See [`SViTTEgoModel.forward`]. With paired inputs `vtm_logits` are those of text i with clip i."""
-        if run_inside is not None:
-            return run_inside(self)
-        outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
-        if return_loss:
-            generator = self.loss_generator(kwargs.get("generator"), input_ids.device)
-            self.add_losses(outputs, input_ids, attention_mask, verb_tags, noun_tags, gather, generator)
-        elif len(outputs.video_embeds) == len(outputs.text_embeds):
-            outputs.vtm_logits = self.match(
-                outputs.text_model_output.last_hidden_state,
-                attention_mask,
-                outputs.vision_model_output.last_hidden_state,
-            )
-        return outputs
-
-    def add_losses(self, outputs, input_ids, attention_mask, verb_tags, noun_tags, gather, generator) -> None:
-        """Adds `loss`, `loss_info` and the heads' logits to `outputs`; a part of weight 0 is not run."""
-        config = self.config
-        rows = len(outputs.video_embeds)
-        outputs.loss, outputs.loss_info = 0.0, {}
-        if config.contrastive_weight > 0:
-            loss, positives = self.contrast(outputs.video_embeds, outputs.text_embeds, verb_tags, noun_tags, gather)
-            outputs.loss = config.contrastive_weight * loss
-            outputs.loss_info = self.contrastive_info(loss, positives)
-            local = self.local_positives(positives, rows, gather)
-        elif config.vtm_weight > 0:
-            local, _ = self.find_positives(rows, outputs.video_embeds.device, verb_tags, noun_tags)
-        if config.vtm_weight > 0:
-            outputs.vtm_logits, labels = self.match_with_hard_negatives(outputs, attention_mask, local, generator)
-            vtm = video_text_matching(outputs.vtm_logits, labels)
-            outputs.loss = outputs.loss + config.vtm_weight * vtm
-            outputs.loss_info["vtm"] = vtm.detach()
-            outputs.loss_info["vtm_negatives_per_clip"] = (labels == 0).sum() / (2 * rows)
+    def score_pairs(self, outputs: SViTTEgoOutput, attention_mask: torch.Tensor | None) -> None:
+        """`vtm_logits` of text i with clip i, where the inputs are paired."""
+        if len(outputs.video_embeds) == len(outputs.text_embeds):
+            texts, videos = outputs.text_model_output, outputs.vision_model_output
+            outputs.vtm_logits = self.match(texts.last_hidden_state, attention_mask, videos.last_hidden_state)
 
 
 class MLMHead(nn.Module):
@@ -448,34 +326,21 @@ class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
     ) -> SViTTEgoOutput:
         r"""
         See [`SViTTEgoModel.forward`]. `mlm_input_ids` and `mlm_labels` `(batch_size, sequence_length)` are a text
-        corrupted beforehand; without them, it is corrupted here.
+        corrupted beforehand; without them, it is corrupted during the forward.
         """
-        if run_inside is not None:
-            return run_inside(self)
-        outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
-        if return_loss:
-            generator = self.loss_generator(kwargs.get("generator"), input_ids.device)
-            self.add_losses(outputs, input_ids, attention_mask, verb_tags, noun_tags, gather, generator)
-            if self.config.mlm_weight > 0:
-                if mlm_input_ids is None:
-                    mlm_input_ids, mlm_labels = self.corrupt(input_ids, attention_mask, generator)
-                video_states = outputs.vision_model_output.last_hidden_state
-                outputs.mlm_logits = self.predict_masked(mlm_input_ids, attention_mask, video_states)
-                mlm = masked_language_modeling(outputs.mlm_logits, mlm_labels)
-                outputs.loss = outputs.loss + self.config.mlm_weight * mlm
-                outputs.loss_info["mlm"] = mlm.detach()
-        return outputs
-
-    def corrupt(self, input_ids, attention_mask, generator=None) -> tuple[torch.Tensor, torch.Tensor]:
-        text = self.config.text_config
-        return mask_tokens(
+        masked = {"mlm_input_ids": mlm_input_ids, "mlm_labels": mlm_labels}
+        return super().forward(
+            pixel_values_videos,
             input_ids,
             attention_mask,
-            text.mask_token_id,
-            text.cls_token_id,
-            text.vocab_size,
-            self.config.mlm_probability,
-            generator,
+            token_type_ids,
+            verb_tags,
+            noun_tags,
+            return_loss,
+            gather,
+            run_inside,
+            **{name: value for name, value in masked.items() if value is not None},
+            **kwargs,
         )
 
 

@@ -3,14 +3,15 @@
 A contrastive loss compares every row with every other, so averaging the losses of small batches is another loss. Here
 each optimizer step takes one large batch in micro-batches:
 
-1. embed: both towers over each micro-batch without a graph; only the embeddings are kept, and where the random state
-   stood;
+1. embed: both towers over each micro-batch without a graph; only the embeddings and the random state are kept;
 2. contrast: the loss of the whole batch, over all processes, and its gradient by each embedding;
 3. match (only with vtm_weight): the hard negatives, drawn from the whole batch, go through the fusion tower in
    micro-batches; their gradient by the token states is kept, by the process whose rows they are;
-4. towers: each micro-batch again, now with a graph and from its own random state, so that dropout, drop path and the
-   random edge pattern repeat; the kept gradients are applied to what comes out. The true pairs' matching and masked
-   language modelling, which concern one row each, are computed here.
+4. towers: each micro-batch again, now with a graph and from its own random state, which repeats dropout, drop path and
+   the random edge pattern; the kept gradients are applied to the outputs. The true pairs' matching and masked language
+   modelling, which concern one row each, are computed here.
+
+The objectives themselves write what they do in passes 2 to 4 (`CachedObjective` in model/objective_base.py).
 
 Loss and gradients are those of one large step in which each micro-batch draws its own random numbers. The price is
 one more forward of the towers. On the device only one micro-batch's activations live at a time, and (b, d) embeddings.
@@ -29,12 +30,9 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
-from ..model.losses import gather_rows, itself, sample_hard_negatives, shared_action
-from .objectives import at_least_float32, negative_labels, summed_cross_entropy
-from .row_exchange import RowExchange, largest_of_processes, mean_over_processes, world_size
-
-# Rows of the similarity matrix held at once: memory (1024, B), never (b, B).
-ROWS_AT_ONCE = 1024
+from ..model.objective_base import CachedObjective, Columns, at_least_float32
+from ..model.objectives import trained_objectives
+from ..model.row_exchange import gather_rows
 
 _TOWER_INPUTS = ("pixel_values_videos", "input_ids", "attention_mask", "token_type_ids")
 
@@ -133,12 +131,12 @@ class TokenStates:
         self.rows.extend(states)
         self.gradients.extend(at_least_float32(torch.zeros_like(states)))  # unscaled, fp16 would lose small ones
 
-    def pick(self, rows: list[int], length: int, like: torch.Tensor) -> torch.Tensor:
-        """`(len(rows), length, C)` on the device of `like`, with zeros behind the shorter ones."""
+    def pick(self, rows: list[int], length: int, device: torch.device) -> torch.Tensor:
+        """`(len(rows), length, C)` on the device, with zeros behind the shorter ones."""
         picked = self.rows[0].new_zeros(len(rows), length, *self.rows[0].shape[1:])
         for into, row in zip(picked, rows):
             into[: len(self.rows[row])] = self.rows[row]
-        return picked.to(like.device)
+        return picked.to(device)
 
     def add_gradient(self, rows: list[int], gradient: torch.Tensor) -> None:
         for row, of_row in zip(rows, gradient.cpu()):
@@ -149,26 +147,27 @@ class TokenStates:
 
 
 @dataclass
-class _Embedded:
-    """What is kept of a micro-batch between its two passes, besides its inputs."""
+class MicroBatch:
+    """What is kept of a micro-batch between its two passes, besides its clips."""
 
+    number: int
     first: int  # its first row in the share
     size: int
     random_state: RandomState
-    videos: torch.Tensor  # (m, d), unit length over the temperature
-    texts: torch.Tensor  # (m, d), unit length
-    tags: tuple[torch.Tensor | None, torch.Tensor | None]  # verbs (m, num_verbs), nouns (m, num_nouns)
+    inputs: dict[str, torch.Tensor]  # all but the clips
     attention_mask: torch.Tensor  # (m, L)
-    mlm: tuple[torch.Tensor, torch.Tensor] | None = None  # corrupted ids and labels (m, L)
+    embeddings: tuple[torch.Tensor, torch.Tensor]  # videos and texts, (m, d), not normalised
 
 
 class CachedStep:
     """
-    One step on a contrastive batch in micro-batches. Call `start()` once, then `micro_batch(i)` for each in order.
+    One step on a contrastive batch in micro-batches, and all of its state: [`CachedRows`] of objective_base.py.
+
+    Call `start()` once, then `micro_batch(i)` for each in order; or `advance()` as often as there are micro-batches.
 
     Args:
         model: what is called for every pass, as wrapped for training (DDP, autocast, PEFT).
-        core: the bare [`SViTTEgoModel`] or a subclass inside it; its configuration says which objectives run.
+        core: the bare [`SViTTEgoModel`] or a subclass inside it; `core.objectives` says what is trained.
         batches ([`MicroBatches`]): dicts of the model's inputs.
         prepare (`Callable`): puts a micro-batch on the device.
         backward (`Callable`): `loss.backward()`, or accelerate's, which scales the loss in fp16.
@@ -178,6 +177,9 @@ class CachedStep:
 
     Attributes:
         loss_info (`dict`): as in [`SViTTEgoOutput`], complete after the last micro-batch.
+        videos, texts (`torch.Tensor` of shape `(b, d)`), temperature (`(1,)`): what pass 1 kept, leaves whose `grad`
+            pass 2 fills.
+        text_states, video_states, masks ([`TokenStates`]): kept where an objective asks for them.
     """
 
     def __init__(
@@ -199,53 +201,58 @@ class CachedStep:
         self.no_sync = no_sync
         self.loss_scale = loss_scale
         self.gather = gather
-        config = core.config
-        self.contrastive_weight = config.contrastive_weight
-        self.vtm_weight = getattr(config, "vtm_weight", 0) if hasattr(core, "vtm_head") else 0
-        self.mlm_weight = getattr(config, "mlm_weight", 0) if hasattr(core, "mlm_head") else 0
-        if not self.contrastive_weight and not self.vtm_weight and not self.mlm_weight:
-            raise ValueError("Every objective that this model has has weight 0.")
         self.device = next(core.parameters()).device
-        self.embedded: list[_Embedded] = []
+        self.objectives = [objective.in_cached_step(self) for objective, _ in trained_objectives(core)]
+        self.keeps_token_states = any(objective.keeps_token_states for objective in self.objectives)
+        self.text_states, self.video_states, self.masks = TokenStates(), TokenStates(), TokenStates()
+        self.parts: list[MicroBatch] = []
+        self.num_done = 0
         self.loss_info: dict[str, torch.Tensor] = {}
 
     @property
     def num_rows(self) -> int:
         """b, rows of this process's share."""
-        return sum(part.size for part in self.embedded)
+        return sum(part.size for part in self.parts)
+
+    @property
+    def is_done(self) -> bool:
+        return self.num_done == len(self.batches)
 
     # ------------------------------------------------------------------------------------------------------- passes
 
     def start(self) -> torch.Tensor:
-        """Passes 1 to 3; returns the loss so far (contrastive, and matching of the negatives), weighted."""
-        self.text_states, self.video_states = TokenStates(), TokenStates()
+        """Passes 1 to 3; returns the loss so far, weighted."""
         for inputs in self.batches:
             self._embed(inputs)
         self.videos, self.texts = (
-            at_least_float32(torch.cat([getattr(part, name) for part in self.embedded])).requires_grad_()
-            for name in ("videos", "texts")
+            at_least_float32(torch.cat(of_parts)).requires_grad_()
+            for of_parts in zip(*(part.embeddings for part in self.parts))
         )
-        loss = torch.zeros((), device=self.device, dtype=self.videos.dtype)
-        if self.contrastive_weight:
-            loss = loss + self._contrast()
-        if self.mlm_weight:
-            self._corrupt()
-        if self.vtm_weight:
-            loss = loss + self._match_negatives()
-        return loss
+        self.first = gather_rows(self.videos.detach()[:, :1])[1] if self.gather else 0
+        self.columns = Columns([part.inputs for part in self.parts], self.gather)
+        return self._count([(objective, objective.across_rows()) for objective in self.objectives])
 
     def micro_batch(self, number: int) -> torch.Tensor:
         """Pass 4 of one micro-batch, gradients included; returns its part of the loss, weighted."""
-        part = self.embedded[number]
+        part = self.parts[number]
         inputs = self.prepare(self.batches[number])
-        surrogate, found = self.model(run_inside=lambda core: self._towers(core, part, inputs))
+        surrogate, losses = self.model(run_inside=lambda core: self._towers(core, part, inputs))
         self.backward(surrogate)
-        loss = torch.zeros((), device=self.device, dtype=self.videos.dtype)
-        for name, weight in (("vtm", self.vtm_weight), ("mlm", self.mlm_weight)):
-            if name in found:
-                loss = loss + weight * found[name]
-                self.loss_info[name] = self.loss_info.get(name, 0) + found[name]
+        return self._count(list(zip(self.objectives, losses)))
+
+    def advance(self) -> torch.Tensor:
+        """Pass 4 of the next micro-batch, which is then forgotten."""
+        loss = self.micro_batch(self.num_done)
+        self.batches.release(self.num_done)
+        self.num_done += 1
         return loss
+
+    def run(self, loss: Callable, weight: float) -> torch.Tensor:
+        """Calls `loss(core)` inside the wrapped model and walks `weight` times it back; returns it, detached."""
+        with nullcontext() if self.no_sync is None else self.no_sync():
+            found = self.model(run_inside=loss)
+            self.backward(weight * found)
+        return found.detach()
 
     def _embed(self, inputs: dict) -> None:
         state = RandomState(self.device)
@@ -254,164 +261,62 @@ class CachedStep:
         def towers(core):
             outputs = core.encode(*tower_inputs(inputs))
             states = outputs.text_model_output.last_hidden_state, outputs.vision_model_output.last_hidden_state
-            return *core.compared(outputs.video_embeds, outputs.text_embeds), *states
+            # A copy, because what FSDP has put together is freed after the forward.
+            return outputs.video_embeds, outputs.text_embeds, core.clamp_temperature().detach().clone(), *states
 
         with torch.no_grad():
-            videos, texts, text_states, video_states = self.model(run_inside=towers)
-        if self.vtm_weight:
+            videos, texts, temperature, text_states, video_states = self.model(run_inside=towers)
+        mask = inputs.get("attention_mask")
+        mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+        if self.keeps_token_states:
             self.text_states.add(text_states)
             self.video_states.add(video_states)
-        mask = inputs.get("attention_mask")
-        part = _Embedded(
-            first=self.num_rows,
-            size=len(videos),
-            random_state=state,
-            videos=videos,
-            texts=texts,
-            tags=(inputs.get("verb_tags"), inputs.get("noun_tags")),
-            attention_mask=torch.ones_like(inputs["input_ids"]) if mask is None else mask,
-        )
-        if "mlm_input_ids" in inputs:
-            part.mlm = inputs["mlm_input_ids"], inputs["mlm_labels"]
-        self.embedded.append(part)
-
-    def _contrast(self) -> torch.Tensor:
-        """Weighted contrastive loss of all rows; leaves its gradient in `videos.grad` and `texts.grad`."""
-        b = self.num_rows
-        everyone = [gather_rows(x) if self.gather else (x, 0) for x in (self.videos, self.texts)]
-        (all_videos, first), (all_texts, _) = everyone
-        # Leaves of their own: the rows come in slices, but the gathering is walked back once.
-        ends = [x.detach().requires_grad_() for x in (all_videos, all_texts)]
-        loss, num_positives = torch.zeros((), device=self.device, dtype=self.videos.dtype), 0.0
-        for rows, positives in self._positives(len(all_videos), first, self.gather):
-            part = self.core.contrast_rows(
-                self.videos[rows] @ ends[1].T, self.texts[rows] @ ends[0].T, positives, first + rows.start
-            )
-            part = part * (len(positives) / b)
-            (self.contrastive_weight * part).backward()
-            loss += part.detach()
-            num_positives += positives.sum()
-        torch.autograd.backward([all_videos, all_texts], [end.grad for end in ends])
-        self.loss_info |= {
-            "contrastive": loss,
-            "temperature": self.core.temperature.detach().squeeze().clone(),
-            "positives_per_clip": num_positives / b,
+            self.masks.add(mask)
+        if not self.parts:
+            self.temperature = at_least_float32(temperature).requires_grad_()
+        kept = {
+            name: value
+            for name, value in inputs.items()
+            if isinstance(value, torch.Tensor) and name != "pixel_values_videos"
         }
-        return self.contrastive_weight * loss
+        part = MicroBatch(len(self.parts), self.num_rows, len(videos), state, kept, mask, (videos, texts))
+        self.parts.append(part)
 
-    def _positives(self, columns: int, first: int, gather: bool) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Slices of the b rows with their mask of positives `(rows, columns)`."""
-        b = self.num_rows
-        by_action = self.core.config.contrastive_loss == "ego_nce"
-        if by_action:
-            verbs, nouns = (self._tags(kind) for kind in (0, 1))
-            all_verbs, all_nouns = (gather_rows(x)[0] if gather else x for x in (verbs, nouns))
-        for start in range(0, b, ROWS_AT_ONCE):
-            rows = slice(start, min(start + ROWS_AT_ONCE, b))
-            if by_action:
-                yield rows, shared_action(verbs[rows], nouns[rows], all_verbs, all_nouns, first + start)
-            else:
-                yield rows, itself(rows.stop - start, columns, first + start, self.device)
-
-    def _tags(self, kind: int) -> torch.Tensor:
-        tags = [part.tags[kind] for part in self.embedded]
-        if any(tag is None for tag in tags):
-            raise ValueError(
-                "contrastive_loss='ego_nce' needs verb_tags and noun_tags; set contrastive_loss='info_nce' to train "
-                "without them."
-            )
-        return torch.cat(tags)
-
-    def _corrupt(self) -> None:
-        """Masks the texts of the whole share at once, so that the mean over selected tokens is known beforehand."""
-        for number, part in enumerate(self.embedded):
-            if part.mlm is None:
-                ids = self.batches[number]["input_ids"].to(self.device)
-                part.mlm = self.core.corrupt(ids, part.attention_mask)
-        masked = sum((part.mlm[1] != -100).sum() for part in self.embedded)
-        self.num_masked = mean_over_processes(masked, self.gather).clamp(min=1 / world_size(self.gather))
-
-    def _match_negatives(self) -> torch.Tensor:
-        """
-        Weighted matching loss of the negatives of all rows, whose gradient by the token states is kept.
-
-        For each text one clip and for each clip one text of all processes' rows, drawn by similarity.
-        """
-        b = self.num_rows
-        videos, texts = self.videos.detach(), self.texts.detach()
-        (all_videos, first), (all_texts, _) = (gather_rows(x) if self.gather else (x, 0) for x in (videos, texts))
-        video_ids, text_ids = (
-            torch.cat(
-                [
-                    sample_hard_negatives(of[rows] @ to.T, mask)
-                    for rows, mask in self._positives(len(to), first, self.gather)
-                ]
-            )
-            for of, to in ((texts, all_videos), (videos, all_texts))
-        )
-        num_negatives = (video_ids >= 0).sum() + (text_ids >= 0).sum()
-        # The matching loss is a mean over all pairs.
-        self.num_pairs = mean_over_processes(b + num_negatives, self.gather)
-        self.loss_info["vtm_negatives_per_clip"] = num_negatives / (2 * b)
-        masks = TokenStates()  # travel as the states do
-        for part in self.embedded:
-            masks.add(part.attention_mask)
-        longest = largest_of_processes(max(len(row) for row in masks.rows), self.device, self.gather)
-        total = torch.zeros((), device=self.device, dtype=self.videos.dtype)
-        for part in self.embedded:
-            rows = slice(part.first, part.first + part.size)
-            own = torch.arange(rows.start, rows.stop, device=self.device) + first
-            clips, narrations = (torch.where(ids[rows] < 0, own, ids[rows]) for ids in (video_ids, text_ids))
-            labels = negative_labels(torch.cat([video_ids[rows], text_ids[rows]]))
-            of_texts = RowExchange(torch.cat([own, narrations]), b, self.gather)
-            of_videos = RowExchange(torch.cat([clips, own]), b, self.gather)
-            text_rows, video_rows = of_texts.rows.tolist(), of_videos.rows.tolist()
-            mask = of_texts.send(masks.pick(text_rows, longest, own))
-            text_states = of_texts.send(self.text_states.pick(text_rows, longest, own)).requires_grad_()
-            num_tokens = len(self.video_states.rows[0])
-            video_states = of_videos.send(self.video_states.pick(video_rows, num_tokens, own)).requires_grad_()
-
-            def match(core, text_states=text_states, mask=mask, video_states=video_states, labels=labels):
-                return summed_cross_entropy(core.match(text_states, mask, video_states), labels) / self.num_pairs
-
-            with nullcontext() if self.no_sync is None else self.no_sync():
-                loss = self.model(run_inside=match)
-                self.backward(self.vtm_weight * loss)
-            # `backward` scaled them; pass 4 goes through it again.
-            scale = self.loss_scale()
-            self.text_states.add_gradient(text_rows, of_texts.send_back(at_least_float32(text_states.grad) / scale))
-            self.video_states.add_gradient(
-                video_rows, of_videos.send_back(at_least_float32(video_states.grad) / scale)
-            )
-            total += loss.detach()
-        self.loss_info["vtm"] = total
-        return self.vtm_weight * total
-
-    def _towers(self, core, part: _Embedded, inputs: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """A scalar whose gradient is this micro-batch's part of the whole loss's, and what it measured."""
+    def _towers(self, core, part: MicroBatch, inputs: dict) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        """A scalar whose gradient is this micro-batch's part of the whole loss's, and the losses in it."""
         with part.random_state.replayed():
             outputs = core.encode(*tower_inputs(inputs))
+        terms = [(tensor * gradient).sum() for tensor, gradient in self._gradients(core, part, outputs)]
+        losses = [objective.of_micro_batch(core, part, outputs) for objective in self.objectives]
+        terms += [objective.weight * loss for objective, loss in zip(self.objectives, losses) if loss is not None]
+        return sum(terms), [None if loss is None else loss.detach() for loss in losses]
+
+    def _gradients(self, core, part: MicroBatch, outputs) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What this micro-batch's outputs pass on, and the gradient kept for it."""
         rows = slice(part.first, part.first + part.size)
-        text_states = outputs.text_model_output.last_hidden_state
-        video_states = outputs.vision_model_output.last_hidden_state
-        terms, found = [], {}
-        if self.contrastive_weight:
-            videos, texts = core.compared(outputs.video_embeds, outputs.text_embeds)
-            terms += [(videos * self.videos.grad[rows]).sum(), (texts * self.texts.grad[rows]).sum()]
-        if self.vtm_weight:
-            for states, kept in ((text_states, self.text_states), (video_states, self.video_states)):
-                terms.append((states * kept.gradient(part.first, part.size, self.device)).sum())
-            logits = core.match(text_states, part.attention_mask, video_states)
-            pairs = summed_cross_entropy(logits, logits.new_ones(part.size, dtype=torch.long)) / self.num_pairs
-            terms.append(self.vtm_weight * pairs)
-            found["vtm"] = pairs.detach()
-        if self.mlm_weight:
-            ids, labels = part.mlm
-            logits = core.predict_masked(ids, part.attention_mask, video_states).flatten(0, 1)
-            masked = summed_cross_entropy(logits, labels.flatten()) / self.num_masked
-            terms.append(self.mlm_weight * masked)
-            found["mlm"] = masked.detach()
-        return sum(terms), found
+        for leaf, tensor in ((self.videos, outputs.video_embeds), (self.texts, outputs.text_embeds)):
+            if leaf.grad is not None:
+                yield tensor, leaf.grad[rows]
+        if self.temperature.grad is not None:
+            # In every micro-batch its share, because DDP waits for this gradient in the last one.
+            yield core.clamp_temperature(), self.temperature.grad * (part.size / self.num_rows)
+        if self.keeps_token_states:
+            for kept, output in (
+                (self.text_states, outputs.text_model_output),
+                (self.video_states, outputs.vision_model_output),
+            ):
+                yield output.last_hidden_state, kept.gradient(part.first, part.size, self.device)
+
+    def _count(self, losses: list[tuple[CachedObjective, torch.Tensor | None]]) -> torch.Tensor:
+        """The weighted sum of losses, each added to `loss_info` by its name."""
+        total = torch.zeros((), device=self.device, dtype=self.videos.dtype)
+        for running, loss in losses:
+            if loss is not None:
+                name = running.objective.name
+                total = total + running.weight * loss
+                self.loss_info[name] = self.loss_info.get(name, 0) + loss
+            self.loss_info |= running.loss_info
+        return total
 
 
 def tower_inputs(inputs: dict) -> list[torch.Tensor | None]:

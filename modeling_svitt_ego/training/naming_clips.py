@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from .row_exchange import world_size
+from ..model.row_exchange import world_size
 
 CLIPS = "clips"  # key of a batch: a list of dicts with row, video_uid, start, end, text
 _NUM_PRINTED = 8

@@ -20,7 +20,7 @@ from .checkpoints import CheckpointsWrittenAside, LeaveOnSigterm, name_code_of_s
 from .failure_report import ReportUnreadableClips, unreadable_clips
 from .gradient_caching import CachedStep, MicroBatches, MicroBatchSampler
 from .naming_clips import CLIPS, NamingCollator, naming_dead_workers, refuse_non_finite
-from .objectives import freeze_unreached_parameters, losses_over_processes, set_weights
+from .objectives import freeze_unreached_parameters, set_weights
 from .optimization import MuonWithAdamW, layer_matrices
 from .run_summary import RunSummary
 from .temporal_stages import TrainsInStages, parse_stages
@@ -45,7 +45,7 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
         self.evaluator = evaluator
         self._loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._clips: list[dict] | None = None
-        self._cached_of: MicroBatches | None = None
+        self._cached: CachedStep | None = None
         args = self.args
         set_weights(
             self.core,
@@ -119,11 +119,24 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
         batches = naming_dead_workers(self.summary.timed(epoch_iterator), lambda: self.state.global_step + 1)
         if self.args.contrastive_batch_size is None:
             return super().get_batch_samples(batches, num_batches, device)
-        self._micro_batches = MicroBatches(batches, num_batches, self._keep_on_host)
+        micro_batches = MicroBatches(batches, num_batches, self._keep_on_host)
         # The loader draws a random number when its first batch is asked for, and a resumed run sets the random state
         # after this function: asking later would shift it.
-        self._micro_batches[0]
-        return self._micro_batches, None
+        micro_batches[0]
+        self._cached = self._cached_step(micro_batches)
+        return micro_batches, None
+
+    def _cached_step(self, batches: MicroBatches) -> CachedStep:
+        return CachedStep(
+            lambda **kwargs: self.model_wrapped(**kwargs),
+            self.core,
+            batches,
+            prepare=self._prepare_inputs,
+            backward=self.accelerator.backward,
+            no_sync=lambda: self.accelerator.no_sync(self.model_wrapped),
+            loss_scale=lambda: 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale(),
+            gather=self.accelerator.num_processes > 1,
+        )
 
     def _keep_on_host(self, batch: dict) -> dict:
         """Under autocast in half precision the first convolution rounds the pixels anyway."""
@@ -146,42 +159,23 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
 
     def _cached_training_step(self, model) -> torch.Tensor:
         """One micro-batch of a contrastive batch; the first also embeds and contrasts all of them."""
-        batches = self._micro_batches
-        loss = 0.0
-        if batches is not self._cached_of:
+        step, loss = self._cached, 0.0
+        if not step.parts:
             model.train()
-            self._cached_of, self._cached_number = batches, 0
-            self._cached = CachedStep(
-                model,
-                self.core,
-                batches,
-                prepare=self._prepare_inputs,
-                backward=self.accelerator.backward,
-                no_sync=lambda: self.accelerator.no_sync(model),
-                loss_scale=lambda: 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale(),
-                gather=self.accelerator.num_processes > 1,
-            )
-            loss = self._cached.start()
-            clips = [clip for batch in batches for clip in batch.get(CLIPS, [])]
-            refuse_non_finite(loss, self.state.global_step + 1, clips, self._cached.videos, self._cached.texts)
-        number = self._cached_number
-        loss = loss + self._cached.micro_batch(number)
+            loss = step.start()
+            clips = [clip for batch in step.batches for clip in batch.get(CLIPS, [])]
+            refuse_non_finite(loss, self.state.global_step + 1, clips, step.videos, step.texts)
+        loss = loss + step.advance()
         refuse_non_finite(loss, self.state.global_step + 1, self._clips)
-        batches.release(number)
-        self._cached_number += 1
-        if self._cached_number == len(batches):
-            for name, value in self._cached.loss_info.items():
+        if step.is_done:
+            for name, value in step.loss_info.items():
                 self._loss_parts[name].append(value)
             self._cached = None
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss over the batches of all processes. A mean over rows: nothing to rescale."""
-        several, config = self.accelerator.num_processes > 1, self.core.config
-        if several and hasattr(self.core, "vtm_head") and (config.vtm_weight > 0 or config.mlm_weight > 0):
-            outputs = model(run_inside=lambda core: losses_over_processes(core, inputs))
-        else:
-            outputs = model(**inputs, return_loss=True, gather=several)
+        outputs = model(**inputs, return_loss=True, gather=self.accelerator.num_processes > 1)
         if model.training:
             embeds = outputs.video_embeds, outputs.text_embeds
             refuse_non_finite(outputs.loss.detach(), self.state.global_step + 1, self._clips, *embeds)

@@ -11,8 +11,9 @@ from modeling_svitt_ego import (
     SViTTEgoForVideoTextRetrieval,
     SViTTEgoModel,
 )
-from modeling_svitt_ego.model import modeling_svitt_ego as modeling
+from modeling_svitt_ego.model import matching
 from modeling_svitt_ego.model.losses import info_nce
+from modeling_svitt_ego.model.objective_base import Batch, Columns
 from tests.helpers.tiny_model import (
     RAGGED,
     assert_same_gradients,
@@ -143,14 +144,15 @@ def test_hard_negatives_are_matched_row_by_row(monkeypatch):
     """Catches a negative clip beside the wrong text, a negative text with another text's mask, or labels shifted."""
     model, batch = tiny_model(SViTTEgoForVideoTextRetrieval), tiny_batch()
     drawn = iter([torch.tensor([2, 3, -1, 1]), torch.tensor([3, 2, 1, -1])])  # clips for texts, texts for clips
-    monkeypatch.setattr(modeling, "sample_hard_negatives", lambda *_: next(drawn))
+    monkeypatch.setattr(matching, "sample_hard_negatives", lambda *_: next(drawn))
     pairs = [(0, 0), (1, 1), (2, 2), (3, 3), (0, 2), (1, 3), (3, 1), (3, 0), (2, 1), (1, 2)]  # (text, clip)
     rows = [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]  # 6 and 11 have no negative
     with torch.no_grad():
         out = model(**batch)
         texts, mask = out.text_model_output.last_hidden_state, batch["attention_mask"]
         videos = out.vision_model_output.last_hidden_state
-        logits, labels = model.match_with_hard_negatives(out, mask, torch.eye(4, dtype=torch.bool))
+        seen = Batch(out, batch["input_ids"], mask, Columns([batch]), model.temperature)
+        logits, labels = matching.VideoTextMatching().score_pairs(model, seen)
         for row, (text, video) in zip(rows, pairs):
             alone = model.match(texts[text][None], mask[text][None], videos[video][None])[0]
             torch.testing.assert_close(logits[row], alone, rtol=1e-4, atol=1e-5)

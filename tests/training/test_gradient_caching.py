@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoForVideoTextRetrieval, SViTTEgoModel
-from modeling_svitt_ego.model.losses import sample_hard_negatives
-from modeling_svitt_ego.training import gradient_caching
+from modeling_svitt_ego.model import matching, objective_base
+from modeling_svitt_ego.model.contrastive import Contrastive
+from modeling_svitt_ego.model.losses import ego_nce, sample_hard_negatives, shared_action
+from modeling_svitt_ego.model.masked_language import corrupt
 from modeling_svitt_ego.training.gradient_caching import CachedStep, MicroBatches, MicroBatchSampler, tower_inputs
-from modeling_svitt_ego.training.objectives import freeze_unreached_parameters, losses_over_processes
+from modeling_svitt_ego.training.objectives import freeze_unreached_parameters
 from tests.helpers.tiny_model import STILL, assert_same_gradients, gradients, tiny_batch, tiny_model
 
 LIVELY = {"vision": {"drop_path_rate": 0.5, "num_random_blocks": 3, "keep_strategy": "random"}}
@@ -37,14 +39,13 @@ def whole_graph_step(model, micro_batches, seed=0):
     torch.manual_seed(seed)
     config, sizes = model.config, [len(part["input_ids"]) for part in micro_batches]
     encoded = [model.encode(*tower_inputs(part)) for part in micro_batches]
-    pairs = [model.compared(out.video_embeds, out.text_embeds) for out in encoded]
-    videos, texts = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
+    videos, texts = (
+        F.normalize(torch.cat([out[name] for out in encoded]), dim=-1) for name in ("video_embeds", "text_embeds")
+    )
     tags = [torch.cat([part[name] for part in micro_batches]) for name in ("verb_tags", "noun_tags")]
-    positives, _ = model.find_positives(len(videos), videos.device, *tags)
-    logits = videos @ texts.T
-    loss = config.contrastive_weight * model.contrast_rows(logits, logits.T, positives)
-    if hasattr(model, "mlm_head"):
-        corrupted = [model.corrupt(part["input_ids"], part["attention_mask"]) for part in micro_batches]
+    positives = shared_action(*tags)
+    logits = videos @ texts.T / model.clamp_temperature()
+    loss = config.contrastive_weight * ego_nce(logits, logits.T, positives)
     if hasattr(model, "vtm_head"):
         text_states = [row for out in encoded for row in out.text_model_output.last_hidden_state]
         video_states = [row for out in encoded for row in out.vision_model_output.last_hidden_state]
@@ -71,6 +72,8 @@ def whole_graph_step(model, micro_batches, seed=0):
             negatives = [(t, video_ids[t]) for t in part.tolist() if video_ids[t] >= 0]
             negatives += [(text_ids[v], v) for v in part.tolist() if text_ids[v] >= 0]
             count += match(negatives, 0)
+        if hasattr(model, "mlm_head"):
+            corrupted = [corrupt(config, part["input_ids"], part["attention_mask"]) for part in micro_batches]
         mlm, masked = [], 0
         for part, out, number in zip(rows, encoded, range(len(rows))):
             count += match([(i, i) for i in part.tolist()], 1)
@@ -91,9 +94,9 @@ def whole_graph_step(model, micro_batches, seed=0):
 @pytest.mark.parametrize("rows_at_once", [1024, 3])
 def test_loss_and_every_gradient_equal_one_graph_with_everything_random(cls, rows_at_once, monkeypatch):
     """Catches a pattern, dropout or drop path not replayed, a gradient lost between passes, a mean over a part."""
-    monkeypatch.setattr(gradient_caching, "ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(objective_base, "ROWS_AT_ONCE", rows_at_once)
     if rows_at_once == 3 and cls is not SViTTEgoModel:  # other draws of negatives than the reference's
-        monkeypatch.setattr(gradient_caching, "sample_hard_negatives", nearest)
+        draw_nearest(monkeypatch)
         monkeypatch.setitem(globals(), "sample_hard_negatives", nearest)
     model = tiny_model(cls, vtm_weight=0.7, mlm_weight=0.3, contrastive_weight=1.5, **LIVELY).double().train()
     micro_batches = cut(double(tiny_batch(7)), 3)  # 3, 3 and 1 rows
@@ -124,13 +127,14 @@ def double(batch):
 @pytest.mark.parametrize("size", [7, 2])
 def test_it_equals_the_models_own_step_on_the_whole_batch(cls, loss, size, monkeypatch):
     """Catches objectives that differ from the model's forward: weights, means, positives, negatives' rows."""
-    for module in ("training.gradient_caching", "model.modeling_svitt_ego"):
-        monkeypatch.setattr(f"modeling_svitt_ego.{module}.sample_hard_negatives", lambda x, y, *_: nearest(x, y))
+    draw_nearest(monkeypatch)
     model = tiny_model(cls, contrastive_loss=loss, vtm_weight=0.7, **STILL).double().train()
     batch = double(tiny_batch(7))
     if cls is SViTTEgoForPreTraining:
         torch.manual_seed(3)
-        batch["mlm_input_ids"], batch["mlm_labels"] = model.corrupt(batch["input_ids"], batch["attention_mask"])
+        batch["mlm_input_ids"], batch["mlm_labels"] = corrupt(
+            model.config, batch["input_ids"], batch["attention_mask"]
+        )
     whole = model(**batch, return_loss=True)
     whole.loss.backward()
     expected = gradients(model)
@@ -146,10 +150,12 @@ def test_it_equals_the_models_own_step_on_the_whole_batch(cls, loss, size, monke
 def test_an_objective_of_weight_zero_is_not_run(weights, monkeypatch):
     """Catches the similarity matrix or a fusion pass computed for nothing."""
     model = tiny_model(**weights, **STILL).train()
-    name = {"contrastive_weight": "contrast_rows", "vtm_weight": "match", "mlm_weight": "predict_masked"}[
-        [*weights][0]
-    ]
-    monkeypatch.setattr(model, name, lambda *_: pytest.fail(f"{name} was called"))
+    owner, name = {
+        "contrastive_weight": (Contrastive, "of_rows"),
+        "vtm_weight": (model, "match"),
+        "mlm_weight": (model, "predict_masked"),
+    }[[*weights][0]]
+    monkeypatch.setattr(owner, name, lambda *_: pytest.fail(f"{name} was called"))
     for loss_info in (
         cached_step(model, cut(tiny_batch(4), 2))[1].loss_info,
         model(**tiny_batch(4), return_loss=True).loss_info,
@@ -371,6 +377,7 @@ def two_processes_step(rank, folder):
     if rank == 0:
         torch.save(sharded, f"{folder}/sharded.pt")
     draw_nearest(pytest.MonkeyPatch())
+    refuse_the_whole_matrix(pytest.MonkeyPatch())
     for name, run in (("plain", plain_objectives), ("cached", cached_objectives)):
         torch.save(run(rank), f"{folder}/{name}-{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -397,8 +404,7 @@ def sharded_step(parts):
 
 
 def draw_nearest(patch):
-    for module in ("training.gradient_caching", "training.objectives", "model.modeling_svitt_ego"):
-        patch.setattr(f"modeling_svitt_ego.{module}.sample_hard_negatives", lambda x, y, *_: nearest(x, y))
+    patch.setattr(matching, "sample_hard_negatives", lambda x, y, *_: nearest(x, y))
 
 
 def all_objectives_batch():
@@ -408,8 +414,8 @@ def all_objectives_batch():
     batch["attention_mask"][5:, 5:] = 0
     batch["input_ids"] = batch["input_ids"] * batch["attention_mask"]
     torch.manual_seed(3)
-    batch["mlm_input_ids"], batch["mlm_labels"] = all_objectives_model().corrupt(
-        batch["input_ids"], batch["attention_mask"]
+    batch["mlm_input_ids"], batch["mlm_labels"] = corrupt(
+        all_objectives_model().config, batch["input_ids"], batch["attention_mask"]
     )
     return batch
 
@@ -418,14 +424,14 @@ def all_objectives_model():
     return tiny_model(SViTTEgoForPreTraining, vtm_weight=0.7, mlm_weight=0.3, **STILL).double().train()
 
 
-def only_own_rows(contrast_rows):
+def refuse_the_whole_matrix(patch):
     """The whole similarity matrix, 10 by 10, is on no process."""
 
-    def checked(logits_per_video, logits_per_text, *rest):
-        assert logits_per_video.shape == logits_per_text.shape == (5, 10), logits_per_video.shape
-        return contrast_rows(logits_per_video, logits_per_text, *rest)
+    def checked(rows, columns, compute=objective_base.product):
+        assert len(rows) == 5 and len(columns) == 10, (rows.shape, columns.shape)
+        return compute(rows, columns)
 
-    return checked
+    patch.setattr(objective_base, "product", checked)
 
 
 def of_process(rank):
@@ -438,16 +444,14 @@ def of_process(rank):
 
 def plain_objectives(rank):
     model = all_objectives_model()
-    model.contrast_rows = only_own_rows(model.contrast_rows)
     ddp = torch.nn.parallel.DistributedDataParallel(model)
-    outputs = ddp(run_inside=lambda core: losses_over_processes(core, of_process(rank)))
+    outputs = ddp(**of_process(rank), return_loss=True, gather=True)
     outputs.loss.backward()
     return outputs.loss.detach(), gradients(model), outputs.loss_info
 
 
 def cached_objectives(rank):
     model = all_objectives_model()
-    model.contrast_rows = only_own_rows(model.contrast_rows)
     ddp = torch.nn.parallel.DistributedDataParallel(model)
     step = CachedStep(ddp, model, MicroBatches(iter(cut(of_process(rank), 2)), 3), no_sync=ddp.no_sync, gather=True)
     with ddp.no_sync():
@@ -480,12 +484,8 @@ def two_processes(tmp_path_factory):
 def test_two_processes_draw_hard_negatives_from_all_rows_as_one_does(step, two_processes, monkeypatch):
     """Catches negatives of one's own rows only, their gradient kept by the wrong process, a mean per process."""
     model = all_objectives_model()
-    draw_nearest(monkeypatch)
     drawn = []
-    monkeypatch.setattr(
-        "modeling_svitt_ego.model.modeling_svitt_ego.sample_hard_negatives",
-        lambda x, y, *_: drawn.append(nearest(x, y)) or drawn[-1],
-    )
+    monkeypatch.setattr(matching, "sample_hard_negatives", lambda x, y, *_: drawn.append(nearest(x, y)) or drawn[-1])
     whole = model(**all_objectives_batch(), return_loss=True)
     whole.loss.backward()
     expected = gradients(model)

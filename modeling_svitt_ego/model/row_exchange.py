@@ -1,16 +1,53 @@
-"""Rows that lie with other processes: asked for by number, sent by their owner, their gradient sent back.
+"""Rows held by other processes: gathered as a whole, or requested by number with their gradient sent back.
 
-Hard negatives are drawn from the rows of all processes; only the token states of those drawn are sent, not everyone's.
+Contrastive losses compare with the embeddings of all processes, which are gathered. Hard negatives are drawn from the
+rows of all processes too, but only the token states of the drawn rows are sent, not everyone's.
 
-Letters: b rows of each process, B of all. Row r of the B is row r % b of process r // b, as `gather_rows` has them.
+Letters: b rows of each process, B of all. Row r of the B is row r % b of process r // b.
 """
 
 import torch
 import torch.distributed as dist
 
 
+def gather_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """
+    The rows of all processes, and which of them is this process's first.
+
+    Gradients come back from every process's loss, summed; averaged by data parallelism, they are the gradient of the
+    mean of the local losses. Without process group, or with one process, the tensor comes back as it is.
+    """
+    if world_size() == 1:
+        return tensor, 0
+    rows = torch.tensor([tensor.shape[0]], device=tensor.device)
+    counts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(counts, rows)
+    if any(int(count) != tensor.shape[0] for count in counts):
+        raise ValueError(
+            "The processes have batches of different sizes "
+            f"({', '.join(str(int(count)) for count in counts)} rows): drop the last, incomplete batch."
+        )
+    return _Gathered.apply(tensor), dist.get_rank() * tensor.shape[0]
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(context, tensor):
+        context.rows = tensor.shape[0]
+        rows = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(rows, tensor.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(context, gradient):
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        first = dist.get_rank() * context.rows
+        return gradient[first : first + context.rows]
+
+
 def world_size(gather: bool = True) -> int:
-    """Processes that take part; 1 without a process group."""
+    """The number of processes that take part; 1 without a process group."""
     return dist.get_world_size() if gather and dist.is_available() and dist.is_initialized() else 1
 
 
@@ -18,8 +55,8 @@ def mean_over_processes(count: torch.Tensor, gather: bool = True) -> torch.Tenso
     """
     A number per process, averaged over them, without gradient.
 
-    The divisor of a sum over this process's share whose average over the processes shall be the mean over everything,
-    also where shares have different numbers of terms.
+    A loss that each process sums over its own terms and divides by this number averages over the processes to the
+    mean over all terms, also where processes have different numbers of terms.
     """
     if world_size(gather) == 1:
         return count
@@ -29,6 +66,7 @@ def mean_over_processes(count: torch.Tensor, gather: bool = True) -> torch.Tenso
 
 
 def largest_of_processes(number: int, device: torch.device, gather: bool = True) -> int:
+    """The largest of one number per process."""
     if world_size(gather) == 1:
         return number
     largest = torch.tensor(number, device=device)
@@ -38,11 +76,13 @@ def largest_of_processes(number: int, device: torch.device, gather: bool = True)
 
 class RowExchange:
     """
+    Sends rows to the processes that request them, and their gradient back.
+
     Args:
-        wanted (`torch.LongTensor` of shape `(k,)`): numbers, among the B, of the rows that this process wants; all
-            processes construct it at the same time, each with its own.
+        wanted (`torch.LongTensor` of shape `(k,)`): numbers, among the B, of the rows that this process requests. All
+            processes construct the exchange at the same time, each with its own requests.
         num_rows (`int`): b, the same on all processes.
-        gather (`bool`): False: the rows are this process's own, nothing is sent.
+        gather (`bool`): with False, the rows are this process's own and nothing is sent.
 
     Attributes:
         rows (`torch.LongTensor`): which of its own b rows this process sends, with repetitions.
@@ -54,7 +94,7 @@ class RowExchange:
             self.rows = wanted
             return
         owner = wanted // num_rows
-        self.order = owner.argsort(stable=True)  # requests lie by owner, as what comes back does
+        self.order = owner.argsort(stable=True)  # requests are sorted by owner, and so is what comes back
         counts = owner.bincount(minlength=self.world)
         asked = torch.empty_like(counts)
         dist.all_to_all_single(asked, counts)
@@ -84,7 +124,7 @@ class RowExchange:
         Gradients come back from every process's loss, summed; averaged by data parallelism, they are the gradient of
         the mean of the local losses, as with `gather_rows`.
         """
-        return _Sent.apply(states[self.rows], self)
+        return states[self.rows] if self.world == 1 else _Sent.apply(states[self.rows], self)
 
 
 class _Sent(torch.autograd.Function):

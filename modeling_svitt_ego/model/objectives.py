@@ -1,0 +1,22 @@
+"""The list of objectives. objective_base.py says how to add one."""
+
+from .contrastive import Contrastive
+from .masked_language import MaskedLanguageModeling
+from .matching import VideoTextMatching
+from .objective_base import Objective
+
+# Each model trains those that have a weight in its configuration and whose heads it has.
+OBJECTIVES: tuple[Objective, ...] = (Contrastive(), VideoTextMatching(), MaskedLanguageModeling())
+
+
+def trained_objectives(model) -> list[tuple[Objective, float]]:
+    """The model's objectives that have a weight, and their weights."""
+    fitting = [objective for objective in model.objectives if objective.fits(model)]
+    weights = [(objective, objective.weight_in(model.config)) for objective in fitting]
+    trained = [(objective, weight) for objective, weight in weights if weight > 0]
+    if not trained:
+        names = ", ".join(f"{objective.name}_weight" for objective in fitting) or "none"
+        raise ValueError(
+            f"Every objective of {type(model).__name__} has weight 0 ({names}); it has no other objective."
+        )
+    return trained
