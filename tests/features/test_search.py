@@ -132,7 +132,7 @@ def test_vectors_leave_as_parquet_and_in_faiss(tmp_path, videos, encoder):
 
 
 def test_only_the_best_videos_are_looked_at_and_nothing_is_missed(encoder):
-    """Catches a moment that is lost because its video is not among the best ones: against all moments of all videos."""
+    """Catches a moment that is lost because its video is not among the best ones: compared with all moments."""
     model, processor = encoder
     rng = np.random.default_rng(0)
     starts = np.arange(30) / 2
