@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_svitt_ego.data.clips import EgoClipDataset
-from modeling_svitt_ego.evaluation.egomcq import one_thread
+from modeling_svitt_ego.evaluation.encoding import one_thread
 from modeling_svitt_ego.model.clip_reading import frame_indices
 
 

@@ -192,7 +192,7 @@ def train_here(setting: Setting, seed: int, corpus: Corpus, budget: Budget, work
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     evaluator = build_evaluator(corpus, budget, processor, workers)
     result = evaluate(evaluator, model)
-    shuffled = evaluator(model, shuffle_frames=True, desc="frames shuffled")
+    shuffled = evaluator.with_settings(frame_order="shuffled")(model).metrics
     result |= {f"{name}_frames_shuffled": shuffled[name] for name in ("inter", "intra")}
     if setting.fusion:
         evaluator.scoring = "fusion"
@@ -220,7 +220,7 @@ def train_here(setting: Setting, seed: int, corpus: Corpus, budget: Budget, work
 
 def evaluate(evaluator: EgoMCQEvaluator, model) -> dict:
     """Inter and intra in per cent, with the numbers of questions."""
-    metrics = evaluator(model)
+    metrics = evaluator(model).numbers()
     return {name: metrics[name] for name in METRICS}
 
 
@@ -235,7 +235,7 @@ def build_evaluator(corpus: Corpus, budget: Budget, processor, workers: int) -> 
         evaluator.dataset = ClipsInMemory(
             evaluator.questions.clips, old.store, frames, num_frames=budget.num_frames, sampling="middle"
         )
-        evaluator.encoder.num_workers = 0
+        evaluator = evaluator.with_settings(num_workers=0)
     return evaluator
 
 

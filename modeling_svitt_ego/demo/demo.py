@@ -6,7 +6,7 @@ World of mp4 files → EgoClip table → pretraining with EgoNCE → EgoMCQ befo
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -139,17 +139,18 @@ def run_demo(output: str | os.PathLike, settings: DemoSettings | None = None, se
 
     print("[3/5] EgoMCQ on unseen scenes, before training", flush=True)
     evaluator = trainer.evaluator
-    results = {"untrained": evaluator(model, desc="untrained")}
+    reports = {"untrained": evaluator(model)}
 
     print("[4/5] Pretraining with EgoNCE, sparse edges and nodes", flush=True)
     trainer.train()
 
     print("[5/5] EgoMCQ after training", flush=True)
-    results["trained"] = evaluator(model, desc="trained")
-    results["shuffled_frames"] = evaluator(model, shuffle_frames=True, desc="frames shuffled")
+    reports["trained"] = evaluator(model)
+    reports["shuffled_frames"] = evaluator.with_settings(frame_order="shuffled")(model)
+    results = {name: report.numbers() | {"scoring": report.scoring_mode} for name, report in reports.items()}
 
     trainer.save_model(str(output / "model"))
-    write_demo_card(output / "model", results, trainer.args, seed)
+    write_demo_card(output / "model", reports, trainer.args, seed)
     picture, clip = output / "pruning.png", evaluator.dataset[0]
     draw_surviving_patches(model, processor, clip["video"], clip["text"]).save(picture)
     metrics = output / "demo_metrics.json"
@@ -227,25 +228,17 @@ def whiten_patches(trainer: SViTTEgoTrainer) -> None:
     whiten_patch_projection(trainer.model.vision_model, clips["pixel_values_videos"])
 
 
-def write_demo_card(folder: Path, results: dict, arguments: SViTTEgoTrainingArguments, seed: int) -> None:
+def write_demo_card(
+    folder: Path, reports: dict[str, EvaluationReport], arguments: SViTTEgoTrainingArguments, seed: int
+) -> None:
     """The model card of the saved folder, with the accuracies as they are and with shuffled frames."""
-    reports = []
-    for name, condition in (("trained", None), ("shuffled_frames", "frames shuffled")):
-        numbers = results[name]
-        report = EvaluationReport.of_numbers(
-            "egomcq",
-            numbers,
-            ["inter", "intra"],
-            {},
-            num_items=numbers["num_questions"],
-            num_frames=numbers["num_frames"],
-            scoring_mode=numbers["scoring"],
-            dataset="synthetic world",
-            condition=condition,
-        )
-        reports.append(report.with_origin("model", folder, f"svitt-ego demo --seed {seed}"))
+    command = ["svitt-ego", "demo", "--seed", str(seed)]
+    shown = [
+        replace(reports[name], dataset="synthetic world").with_origin("model", folder, command)
+        for name in ("trained", "shuffled_frames")
+    ]
     data = "the synthetic first-person world of `svitt-ego demo`: rendered videos with narrations"
-    write_model_card(folder, reports, arguments, training_data=data, license="apache-2.0")
+    write_model_card(folder, shown, arguments, training_data=data, license="apache-2.0")
 
 
 def format_table(results: dict) -> str:

@@ -1,15 +1,21 @@
-"""EgoNLQ from the challenge's prediction file: every query of the annotations is looked at, predicted or not."""
+"""EgoNLQ: recall of temporal windows, over every query of the annotations, whether it has a prediction or not."""
 
 import os
 from collections.abc import Iterable
 
 import numpy as np
+from torch import nn
 
 from ..data.egonlq import load_egonlq, query_flags
+from ..features.egonlq_features import EgoNLQFeatures
+from ..features.grounding import ground, sliding_window_spans
 from ..files.json_records import array, integer, read_json, record, seconds, text
 from .bootstrap import INTERVAL_RULE
 from .egonlq_metrics import egonlq_intervals, egonlq_recall
+from .evaluator import Evaluator
 from .report import EvaluationReport
+
+Predictions = dict[tuple[str, str, int], list[tuple[float, float]]]
 
 CHALLENGE = "ego4d_nlq_challenge"
 COUNTING_RULE = (
@@ -18,7 +24,85 @@ COUNTING_RULE = (
 )
 
 
-def read_predictions(path: str | os.PathLike) -> dict[tuple[str, str, int], list[tuple[float, float]]]:
+class EgoNLQEvaluator(Evaluator):
+    """
+    Scores the predictions of a grounding head on EgoNLQ: `evaluator(head)` returns an [`EvaluationReport`].
+
+    Args:
+        annotations: `nlq_val.json`.
+        features ([`EgoNLQFeatures`] or a path): what `svitt-ego extract … --nlq` made for these queries.
+        sliding_window (`int`, *optional*): predict by the cosine of windows of this many cells with the query;
+            `evaluator(None)` then needs no head.
+        batch_size (`int`): queries at once.
+    """
+
+    benchmark = "egonlq"
+    primary_metric = "mean_r1"
+
+    def __init__(
+        self,
+        annotations: str | os.PathLike,
+        features: EgoNLQFeatures | str | os.PathLike,
+        sliding_window: int | None = None,
+        batch_size: int = 32,
+    ):
+        if sliding_window is not None and sliding_window < 1:
+            raise ValueError(f"The sliding window must have at least 1 cell, not {sliding_window}.")
+        self.annotations = annotations
+        self.dataset = (
+            features if isinstance(features, EgoNLQFeatures) else EgoNLQFeatures.from_json(annotations, features)
+        )
+        self.sliding_window = sliding_window
+        self.batch_size = batch_size
+
+    def __call__(self, model: nn.Module | None) -> EvaluationReport:
+        # Every process predicts all queries: a head takes seconds where features take hours.
+        data = self.dataset
+        if self.sliding_window is not None:
+            spans, mode = sliding_window_spans(data, self.sliding_window), "sliding window"
+            rule = (
+                f"cosine of the mean feature of {self.sliding_window} cells with the query, then non-maximum "
+                "suppression"
+            )
+        elif model is None:
+            raise ValueError("To predict from features, name a grounding head or a sliding window.")
+        else:
+            spans, mode = ground(model, data, self.batch_size), "grounding head"
+            rule = "spans of the trained grounding head"
+        settings = data.folder.settings
+        return evaluate_egonlq(
+            self.annotations,
+            dict(zip(query_keys(data.rows), spans)),
+            scoring_mode=mode,
+            scoring_rule=rule,
+            num_frames=settings.num_frames,
+            window_rule=f"{settings.windows_per_second:g} windows per second of video",
+        )
+
+
+class PredictionFileEvaluator(Evaluator):
+    """
+    Scores a prediction file of the EgoNLQ challenge; `evaluator(None)` needs no model.
+
+    Args:
+        annotations: `nlq_val.json`.
+        predictions: the challenge's prediction file.
+    """
+
+    benchmark = "egonlq"
+    primary_metric = "mean_r1"
+
+    def __init__(self, annotations: str | os.PathLike, predictions: str | os.PathLike):
+        self.annotations = annotations
+        self.path = predictions
+        self.predictions = read_predictions(predictions)
+
+    def __call__(self, model: nn.Module | None = None) -> EvaluationReport:
+        details = {"predictions": os.path.basename(self.path)}
+        return evaluate_egonlq(self.annotations, self.predictions, details=details)
+
+
+def read_predictions(path: str | os.PathLike) -> Predictions:
     """The challenge's file → windows in seconds, best first, by (clip_uid, annotation_uid, query_idx)."""
     path = os.fspath(path)
     content = record(read_json(path), f"{path!r}")
@@ -46,17 +130,15 @@ def read_predictions(path: str | os.PathLike) -> dict[tuple[str, str, int], list
 
 def evaluate_egonlq(
     annotations: str | os.PathLike,
-    predictions: dict[tuple[str, str, int], list[tuple[float, float]]],
+    predictions: Predictions,
     scoring_mode: str = "prediction file",
-    num_frames: int | None = None,
-    dataset: str | None = None,
     **protocol,
 ) -> EvaluationReport:
     """
-    The record of predictions for `annotations` (`nlq_val.json`), without its origin.
+    The report on predictions for `annotations` (`nlq_val.json`), without its origin.
 
     Args:
-        predictions: from [`read_predictions`], or made on the spot; one for a query that is not there is an error.
+        predictions: windows by query, best first; a prediction for a query that does not exist is an error.
         scoring_mode, protocol: how the predictions were made; fields of [`EvaluationReport`].
     """
     table = load_egonlq(annotations)
@@ -70,7 +152,7 @@ def evaluate_egonlq(
     unknown = sorted(predictions.keys() - set(keys))
     if unknown:
         raise ValueError(
-            f"{len(unknown)} predictions are for queries that {str(annotations)!r} has not: {unknown[0]}."
+            f"{len(unknown)} predictions are for queries that {str(annotations)!r} does not have: {unknown[0]}."
         )
     answers = np.stack([table["answer_start"], table["answer_end"]], axis=1)
     windows = [predictions.get(key) for key in keys]
@@ -78,11 +160,10 @@ def evaluate_egonlq(
     report = EvaluationReport.of_numbers(
         "egonlq",
         egonlq_recall(windows, answers),
-        ["mean_r1", "r1_iou0.3", "r1_iou0.5", "r5_iou0.3", "r5_iou0.5"],
         egonlq_intervals(windows, answers, videos),
+        ["mean_r1", "r1_iou0.3", "r1_iou0.5", "r5_iou0.3", "r5_iou0.5"],
         interval_rule=INTERVAL_RULE.format(clusters="videos"),
         num_items=len(table),
-        num_frames=num_frames,
         scoring_mode=scoring_mode,
         tie_rule=COUNTING_RULE,
         failures={
@@ -91,7 +172,6 @@ def evaluate_egonlq(
             "num_items_affected": sum(not window for window in windows),
             "first": [],
         },
-        dataset=dataset,
         **protocol,
     )
     report.counts["num_queries_without_text"] = int((~flags["has_text"]).sum())
@@ -101,47 +181,3 @@ def evaluate_egonlq(
 def query_keys(rows: Iterable[dict]) -> list[tuple[str, str, int]]:
     """(clip_uid, annotation_uid, query_idx) of each query: the prediction file's key."""
     return [(row["clip_uid"], row["annotation_uid"], row["query_idx"]) for row in rows]
-
-
-def predict_from_features(
-    annotations: str | os.PathLike,
-    features: str | os.PathLike,
-    head: str | os.PathLike | None = None,
-    sliding_window: int | None = None,
-) -> tuple[dict[tuple[str, str, int], list[tuple[float, float]]], dict]:
-    """
-    Predictions, and the protocol for [`evaluate_egonlq`].
-
-    Args:
-        features: folder that `svitt-ego extract … --nlq` made for these queries.
-        head (*optional*): folder of a [`SViTTEgoForTemporalGrounding`].
-        sliding_window (`int`, *optional*): without a head: windows of this many cells, by their cosine with the query.
-    """
-    # Imported here: grounding needs features, a prediction file does not.
-    from ..features.egonlq_features import EgoNLQFeatures
-    from ..features.grounding import ground, sliding_window_spans
-    from ..model.temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding
-
-    data = EgoNLQFeatures.from_json(annotations, features)
-    if sliding_window is not None:
-        if sliding_window < 1:
-            raise ValueError(f"The sliding window must have at least 1 cell, not {sliding_window}.")
-        spans, mode = sliding_window_spans(data, sliding_window), "sliding window"
-        rule = f"cosine of the mean feature of {sliding_window} cells with the query, then non-maximum suppression"
-    elif head is not None:
-        model, info = SViTTEgoForTemporalGrounding.from_pretrained(head, output_loading_info=True)
-        if info["missing_keys"]:
-            raise ValueError(
-                f"{str(head)!r} lacks weights of the grounding head: {sorted(info['missing_keys'])[0]!r} …"
-            )
-        spans, mode, rule = ground(model.eval(), data), "grounding head", "spans of the trained grounding head"
-    else:
-        raise ValueError("To predict from features, name a grounding head or a sliding window.")
-    settings = data.folder.settings
-    protocol = {
-        "scoring_mode": mode,
-        "scoring_rule": rule,
-        "num_frames": settings.num_frames,
-        "window_rule": f"{settings.windows_per_second:g} windows per second of video",
-    }
-    return dict(zip(query_keys(data.rows), spans)), protocol

@@ -6,7 +6,8 @@ so every item counts once under any division.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.clips import EgoClipDataset
 from ..model.clip_reading import ClipReadError
+from ..model.processing_svitt_ego import SViTTEgoProcessor
 from ..weights.fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
+from .frame_order import check_frame_order, ordered_frames
 from .vector_cache import VectorCache
 
 ON_ERROR = ("raise", "wrong")
@@ -45,45 +49,75 @@ class EncodedClips:
         return np.isnan(self.embeds).any(axis=1)
 
 
-class Encoder:
+@dataclass(frozen=True)
+class EncoderSettings:
     """
+    How clips are read and embedded, the same for every benchmark.
+
     Args:
-        processor ([`SViTTEgoProcessor`]): of the model.
         batch_size (`int`): clips embedded at once.
-        num_workers (`int`): processes that decode clips.
-        accelerator (`Accelerator`, *optional*): divides the work over its processes; all get the whole result.
+        num_workers (`int`): processes that decode clips; 0 decodes in this one.
         on_error (`str`): `"raise"` at a clip that cannot be read, or `"wrong"`: go on, and what needs the clip counts
             as wrong. Never a black frame, never a smaller denominator.
-        cache (`str`, *optional*): folder for vectors by (weights, clip, transform).
+        cache (`str`, *optional*): folder for vectors by (weights, clip, transform); a stopped run goes on from it.
+        layout (`str`, *optional*): layout of the video folder; found by looking otherwise.
+        frame_order (`str`): one of `natural`, `shuffled`, `reversed`, `repeated`, see [`frame_order`].
+    """
+
+    batch_size: int = 32
+    num_workers: int = 0
+    on_error: str = "raise"
+    cache: str | os.PathLike | None = None
+    layout: str | None = None
+    frame_order: str = "natural"
+
+    def __post_init__(self):
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error ({self.on_error!r}) must be one of {ON_ERROR}.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size ({self.batch_size}) must be at least 1.")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers ({self.num_workers}) must be at least 0.")
+        check_frame_order(self.frame_order)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; afterwards it is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+class Encoder:
+    """
+    Embeds clips and texts for an evaluator.
+
+    Args:
+        processor ([`SViTTEgoProcessor`]): of the model.
+        settings ([`EncoderSettings`]): how clips are read and embedded.
+        accelerator (`Accelerator`, *optional*): divides the work over its processes; all get the whole result.
     """
 
     def __init__(
         self,
-        processor,
-        batch_size: int = 32,
-        num_workers: int = 0,
+        processor: SViTTEgoProcessor,
+        settings: EncoderSettings = EncoderSettings(),
         accelerator: Accelerator | None = None,
-        on_error: str = "raise",
-        cache: str | os.PathLike | None = None,
     ):
-        if on_error not in ON_ERROR:
-            raise ValueError(f"on_error ({on_error!r}) must be one of {ON_ERROR}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
         self.processor = processor
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.settings = settings
         self.accelerator = accelerator
-        self.on_error = on_error
-        self.cache = cache
 
-    @torch.no_grad()
     def clips(
         self,
-        model,
+        model: nn.Module,
         clips: EgoClipDataset,
         *,
-        shuffle_frames: bool = False,
         texts: Sequence[str] = (),
         pairs: np.ndarray | None = None,
         head: bool = False,
@@ -91,10 +125,9 @@ class Encoder:
     ) -> EncodedClips:
         """
         Args:
-            model: with `get_video_features`; for `pairs` also `text_model` and `match`. In evaluation mode.
+            model: with `get_video_features`; for `pairs` also `text_model` and `match`.
+            clips ([`EgoClipDataset`]): with `on_error="raise"`, because a replacement would be another clip.
             head (`bool`): take the classifier's logits, as they are, in the place of the embeddings.
-            clips ([`EgoClipDataset`]): with `on_error="raise"`, so that no clip takes another's place.
-            shuffle_frames (`bool`): put the frames of each clip into a wrong order, seeded.
             texts, pairs (`np.ndarray` of shape `(num_pairs, 2)`): rows of `clips` and of `texts` to match.
         """
         if clips.on_error != "raise":
@@ -102,16 +135,21 @@ class Encoder:
                 f"Evaluation needs clips with on_error='raise', not {clips.on_error!r}: it would be another clip."
             )
         keys = self._clip_keys(clips)
+        order, batch_size, num_workers = (
+            self.settings.frame_order,
+            self.settings.batch_size,
+            self.settings.num_workers,
+        )
         made_by = self._made_by(
             model,
             kind="clip logits" if head else "clip embedding",
             transform=video_fingerprint(self.processor),
-            frames=f"{clips.num_frames} {clips.sampling}{', shuffled' if shuffle_frames else ''}",
+            frames=f"{clips.num_frames} {clips.sampling}{'' if order == 'natural' else f', {order}'}",
         )
-        embeds = VectorCache(self.cache, made_by)
+        embeds = VectorCache(self.settings.cache, made_by)
         pairs = np.empty((0, 2), dtype=np.int64) if pairs is None else np.asarray(pairs)
         matches = VectorCache(
-            self.cache if len(pairs) else None,
+            self.settings.cache if len(pairs) else None,
             made_by | {"kind": "matching logit", "text": text_fingerprint(self.processor) if len(pairs) else ""},
         )
         pair_keys = [f"{keys[clip]}\n{texts[text]}" for clip, text in pairs]
@@ -124,11 +162,11 @@ class Encoder:
 
         def compute(rows: np.ndarray) -> None:
             loader = DataLoader(
-                _Rows(clips, rows, self.on_error),
-                batch_size=self.batch_size,
-                num_workers=self.num_workers,
-                collate_fn=_Collate(self.processor, shuffle_frames),
-                worker_init_fn=one_thread if self.num_workers else None,
+                _Rows(clips, rows, self.settings.on_error),
+                batch_size=batch_size,
+                num_workers=num_workers,
+                collate_fn=_Collate(self.processor, order),
+                worker_init_fn=one_thread if num_workers else None,
             )
             parameter = next(model.parameters())
             progress = tqdm(loader, desc=desc, unit="batch", disable=self._hidden or not len(rows))
@@ -145,8 +183,8 @@ class Encoder:
                     outputs = model.get_video_features(pixels, return_dict=True)
                     embeds.add([keys[row] for row in read], _unit(outputs.pooler_output))
                 wanted = [(i, p) for i, row in enumerate(read) for p in pairs_of.get(row, ())]
-                for first in range(0, len(wanted), self.batch_size):
-                    chunk = wanted[first : first + self.batch_size]
+                for first in range(0, len(wanted), batch_size):
+                    chunk = wanted[first : first + batch_size]
                     states = outputs.last_hidden_state[[i for i, _ in chunk]]
                     logits = self._match(model, [texts[pairs[p, 1]] for _, p in chunk], states)
                     matches.add([pair_keys[p] for _, p in chunk], logits[:, None])
@@ -154,7 +192,8 @@ class Encoder:
                     embeds.write()
                     matches.write()
 
-        failures = self._divide(missing, compute, [embeds, matches], failures)
+        with evaluating(model):
+            failures = self._divide(missing, compute, [embeds, matches], failures)
         bad = {failure["row"] for failure in failures}
         rows = _stack(embeds, [None if row in bad else key for row, key in enumerate(keys)])
         if not len(pairs):
@@ -162,11 +201,10 @@ class Encoder:
         logits = _stack(matches, [None if clip in bad else key for (clip, _), key in zip(pairs, pair_keys)])[:, 0]
         return EncodedClips(rows, logits, failures)
 
-    @torch.no_grad()
-    def texts(self, model, texts: Sequence[str], desc: str = "texts") -> np.ndarray:
+    def texts(self, model: nn.Module, texts: Sequence[str], desc: str = "texts") -> np.ndarray:
         """Normalised embeddings `(num_texts, projection_dim)`; of equal texts one is computed."""
         made_by = self._made_by(model, kind="text embedding", text=text_fingerprint(self.processor))
-        embeds = VectorCache(self.cache, made_by)
+        embeds = VectorCache(self.settings.cache, made_by)
         missing = [text for text in dict.fromkeys(texts) if text not in embeds]
 
         def compute(mine) -> None:
@@ -179,10 +217,11 @@ class Encoder:
                 outputs = model.get_text_features(inputs["input_ids"], inputs["attention_mask"], return_dict=True)
                 embeds.add(chunk, _unit(outputs.pooler_output))
 
-        self._divide(missing, compute, [embeds], [])
+        with evaluating(model):
+            self._divide(missing, compute, [embeds], [])
         return _stack(embeds, texts)
 
-    def _match(self, model, texts: list[str], video_states: torch.Tensor) -> np.ndarray:
+    def _match(self, model: nn.Module, texts: list[str], video_states: torch.Tensor) -> np.ndarray:
         """Log odds `(pairs,)` that text i describes clip i."""
         inputs = self.processor(text=texts, return_tensors="pt").to(video_states.device)
         mask = inputs["attention_mask"]
@@ -218,16 +257,16 @@ class Encoder:
     def _hidden(self) -> bool:
         return self.accelerator is not None and not self.accelerator.is_main_process
 
-    def _made_by(self, model, **rest: str) -> dict[str, str]:
+    def _made_by(self, model: nn.Module, **rest: str) -> dict[str, str]:
         from .. import __version__
 
-        if self.cache is None:  # a fingerprint reads all weights
+        if self.settings.cache is None:  # a fingerprint reads all weights
             return {}
         return {"weights": model_fingerprint(model), "package": __version__, **rest}
 
     def _clip_keys(self, clips: EgoClipDataset) -> list[str]:
         """Video, window, and size and time of the file that the window starts in: a replaced video is another clip."""
-        if self.cache is None:
+        if self.settings.cache is None:
             return [str(row) for row in range(len(clips))]
         columns = (clips.table[name] for name in ("video_uid", "clip_start", "clip_end"))
         stamps: dict[str, str] = {}
@@ -266,16 +305,16 @@ class _Rows(Dataset):
 class _Collate:
     """Rows → (rows read, pixel values `(rows read, num_frames, channels, height, width)` or None, failures)."""
 
-    def __init__(self, processor: Callable, shuffle_frames: bool):
+    def __init__(self, processor: Callable, frame_order: str):
         self.processor = processor
-        self.shuffle_frames = shuffle_frames
+        self.frame_order = frame_order
 
     def __call__(self, examples: list[tuple]) -> tuple[list[int], torch.Tensor | None, list[dict]]:
         read = [(row, video) for row, video, failure in examples if failure is None]
         failures = [failure for _, _, failure in examples if failure is not None]
         if not read:
             return [], None, failures
-        videos = [video[wrong_order(len(video), row)] if self.shuffle_frames else video for row, video in read]
+        videos = [video[ordered_frames(len(video), self.frame_order, seed=row)] for row, video in read]
         pixels = self.processor(
             videos=videos,
             return_tensors="pt",
@@ -286,56 +325,9 @@ class _Collate:
         return [row for row, _ in read], pixels, failures
 
 
-def wrong_order(num_frames: int, seed: int) -> np.ndarray:
-    """A permutation of the frames that is not the identity (with one frame there is none)."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(num_frames)
-    while num_frames > 1 and (order == np.arange(num_frames)).all():
-        order = rng.permutation(num_frames)
-    return order
-
-
 def one_thread(worker: int) -> None:
     """A worker per core: more threads in each would fight for the cores."""
     torch.set_num_threads(1)
-
-
-def describe_failures(failures: list[dict], num_items_affected: int, on_error: str) -> dict:
-    """What a report says of clips that could not be read."""
-    policy = (
-        "an unreadable clip ends the run" if on_error == "raise" else "what needs an unreadable clip counts as wrong"
-    )
-    return {
-        "policy": policy,
-        "num_failed": len(failures),
-        "num_items_affected": num_items_affected,
-        "first": failures[:20],
-    }
-
-
-def describe_crop(processor) -> str:
-    """What becomes of a frame, in words."""
-    video = getattr(processor, "video_processor", processor)
-    steps = []
-    if video.do_resize:
-        size = dict(video.size)
-        if "height" in size:
-            steps.append(f"resized to {size['height']} x {size['width']}, aspect ratio not kept")
-        else:
-            steps.append(f"resized to {', '.join(f'{name} {value}' for name, value in size.items())}")
-        steps[-1] += "" if video.antialias else ", without antialiasing"
-    if getattr(video, "do_center_crop", None):
-        crop = dict(video.crop_size)
-        steps.append(f"centre crop of {crop['height']} x {crop['width']}")
-    return "; ".join(steps) or "frames as they are"
-
-
-def describe_window(num_frames: int) -> str:
-    """The rule of [`EgoClipDataset`] with `sampling="middle"`, in words."""
-    return (
-        "start to end of the annotation in seconds, clamped to the video; the middle frame of each of "
-        f"{num_frames} equal segments"
-    )
 
 
 def _unit(features: torch.Tensor) -> np.ndarray:

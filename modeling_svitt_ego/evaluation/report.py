@@ -1,50 +1,73 @@
-"""The one record of an evaluation: what was measured, how, on which weights. `svitt-ego evaluate` writes it as JSON.
+"""The record of an evaluation: what was measured, how, and on which weights. `svitt-ego evaluate` writes it as JSON.
 
-The numbers of this field disagree because frames, crop, scoring mode and denominators go unsaid: here they are fields.
+[`EvaluationReport`] is the only schema of that file: evaluators return it, the command writes it, the model card reads
+it. Published numbers disagree because frames, crop, scoring mode and denominators go unsaid: here they are fields.
 """
 
 import json
 import math
 import os
 import platform
-from dataclasses import asdict, dataclass, field, fields, replace
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from datetime import date
 from pathlib import Path
 
 import torch
 
+from ..files.json_records import read_json
+from ..files.resumable_folder import aside
 from ..weights.provenance import package_commit, weights_sha256
 from .published import PUBLISHED
 
 SCHEMA_VERSION = 1
+# Fields of a JSON that another program wrote may hold anything.
+_FIELD_KINDS = (
+    *((name, dict, "an object") for name in ("intervals", "counts", "failures", "details")),
+    ("primary_metrics", list, "a list"),
+    *(
+        (name, str, "text")
+        for name in (
+            "scoring_mode interval_rule scoring_rule crop window_rule tie_rule dataset frame_order condition "
+            "checkpoint checkpoint_sha256 package_version commit command date machine"
+        ).split()
+    ),
+)
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
     """
+    `benchmark` and `metrics` are required. Any other field may be missing in a file, and is then called "not
+    recorded" where it is shown.
+
     Args:
         benchmark (`str`): `egomcq`, `egonlq`, `ek100` or `video-classification`.
         metrics (`dict[str, float]`): every variant by name, in per cent; one without any item is left out.
         primary_metrics (`list[str]`): the names in `metrics` that papers report under this benchmark's name.
-        intervals (`dict[str, list[float]]`): by metric `[low, high]`, per cent; see `interval_rule`.
-        counts (`dict[str, int]`): how many items of each kind the metrics are over.
         num_items (`int`): questions, queries, clips: what was counted in all.
-        num_frames (`int`, *optional*): frames per clip; `None` where no clip was seen (a prediction file).
         scoring_mode (`str`): how scores were made: `dual`, `fusion`, `ensemble`, `zero-shot`, `head`, …
+        intervals (`dict[str, list[float]]`): by metric `[low, high]`, per cent; see `interval_rule`.
+        counts (`dict[str, int]`): how many items of each kind the metrics are over: `num_inter` for `inter`.
+        num_frames (`int`, *optional*): frames per clip; `None` where no clip was seen (a prediction file).
         scoring_rule, crop, window_rule, tie_rule (`str`, *optional*): the protocol in words.
         failures (`dict`): `policy`, `num_failed`, `num_items_affected`, `first` (some, with path and reason).
-        dataset (`str`, *optional*): what was asked, where it is not the published data.
-        condition (`str`, *optional*): what was done to the input, such as `frames shuffled`.
-        details (`dict`): settings of this benchmark alone (prompts, files, batch size).
-        checkpoint (`str`): name or folder as given; checkpoint_sha256 (`str`): of its weight files.
+        dataset (`str`, *optional*): what was evaluated on, where it is not the published data.
+        frame_order (`str`, *optional*): order of the frames, see [`frame_order`].
+        condition (`str`, *optional*): what was done to the input, such as `frames shuffled`. Such numbers stay out of
+            the metadata of a model card.
+        details (`dict`): settings of this benchmark alone (prompts, files, data type).
+        checkpoint (`str`): Hub name or base name of the folder; checkpoint_sha256 (`str`): of its weight files.
         package_version, commit, command, date, machine (`str`): what made it.
     """
 
     benchmark: str
     metrics: dict[str, float]
-    primary_metrics: list[str]
-    num_items: int
-    scoring_mode: str
+    primary_metrics: list[str] = field(default_factory=list)
+    num_items: int | None = None
+    scoring_mode: str | None = None
     intervals: dict[str, list[float]] = field(default_factory=dict)
     interval_rule: str | None = None
     counts: dict[str, int] = field(default_factory=dict)
@@ -55,6 +78,7 @@ class EvaluationReport:
     tie_rule: str | None = None
     failures: dict = field(default_factory=dict)
     dataset: str | None = None
+    frame_order: str | None = None
     condition: str | None = None
     details: dict = field(default_factory=dict)
     checkpoint: str | None = None
@@ -67,19 +91,36 @@ class EvaluationReport:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self):
-        if not self.metrics:
-            raise ValueError(f"An evaluation of {self.benchmark} without any metric is none.")
+        if not isinstance(self.benchmark, str) or not self.benchmark:
+            raise ValueError(f"'benchmark' must be the name of a benchmark, got {self.benchmark!r}.")
+        if not isinstance(self.metrics, dict) or not self.metrics:
+            raise ValueError(f"'metrics' of {self.benchmark} must hold at least one metric, got {self.metrics!r}.")
         for name, value in self.metrics.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"{self.benchmark}: metric {name!r} must be a finite number, got {value!r}.")
+        for name, kind, kind_name in _FIELD_KINDS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(f"{self.benchmark}: {name!r} must be {kind_name}, got {value!r}.")
+        for name in ("num_items", "num_frames"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{self.benchmark}: {name!r} must be a positive whole number, got {value!r}.")
         unknown = [name for name in (*self.primary_metrics, *self.intervals) if name not in self.metrics]
         if unknown:
             raise ValueError(f"{self.benchmark}: {unknown} are not among the metrics {sorted(self.metrics)}.")
 
     @classmethod
-    def of_numbers(cls, benchmark: str, numbers: dict, primary_metrics: list[str], intervals: dict, **rest):
+    def of_numbers(
+        cls,
+        benchmark: str,
+        numbers: dict[str, int | float | None],
+        intervals: dict[str, list[float] | None],
+        primary_metrics: list[str],
+        **fields,
+    ) -> "EvaluationReport":
         """
-        From what the metric functions return: counts (whole numbers) apart, metrics and intervals of no item left out.
+        From what the metric functions return: whole numbers are counts; metrics and intervals of no item are left out.
         """
         counts = {name: value for name, value in numbers.items() if isinstance(value, int)}
         metrics = {name: value for name, value in numbers.items() if isinstance(value, float)}
@@ -89,51 +130,101 @@ class EvaluationReport:
             primary_metrics=[name for name in primary_metrics if name in metrics],
             intervals={name: value for name, value in intervals.items() if value is not None and name in metrics},
             counts=counts,
-            **rest,
+            **fields,
         )
 
-    def with_origin(self, checkpoint: str | None, folder: str | os.PathLike | None, command: str, device=None):
-        """With the checkpoint (as named, and its local folder), this package, the command and today's date."""
+    def numbers(self) -> dict[str, int | float]:
+        """Metrics, counts and `num_frames`, flat, as a Trainer logs them."""
+        frames = {} if self.num_frames is None else {"num_frames": self.num_frames}
+        return {**self.metrics, **self.counts, **frames}
+
+    def shown(self) -> dict[str, float]:
+        """The metrics that papers report; all of them if the report does not name these."""
+        return {name: self.metrics[name] for name in self.primary_metrics or self.metrics}
+
+    def with_origin(
+        self,
+        checkpoint: str | None,
+        folder: str | os.PathLike | None,
+        command: Sequence[str],
+        device: torch.device | None = None,
+    ) -> "EvaluationReport":
+        """
+        With the checkpoint, this package, the command and today's date.
+
+        Reports are published with a model, so folders and files are named by their base names only.
+
+        Args:
+            checkpoint (`str`, *optional*): as the user named it.
+            folder (*optional*): where its weights are.
+            command (sequence of `str`): the words of the command line.
+            device (`torch.device`, *optional*): what the model ran on.
+        """
         from .. import __version__
 
         return replace(
             self,
-            checkpoint=checkpoint,
+            checkpoint=None if checkpoint is None else without_folders(checkpoint),
             checkpoint_sha256=weights_sha256(folder) if folder is not None else None,
             package_version=__version__,
             commit=package_commit(),
-            command=command,
+            command=shlex.join(without_folders(word) for word in command),
             date=date.today().isoformat(),
             machine=_machine(device),
         )
 
     def save(self, path: str | os.PathLike) -> None:
+        """Writes the JSON, whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        content = json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+        with aside(path) as part:
+            part.write_text(content, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "EvaluationReport":
+        """
+        Reads the JSON.
+
+        Raises:
+            ValueError: It is not an evaluation report; the file and the field are named.
+        """
+        path = os.fspath(path)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls.from_dict(read_json(path))
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON file: {error}") from error
-        if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"{path} is no evaluation report of schema version {SCHEMA_VERSION}.")
-        unknown = sorted(content.keys() - {f.name for f in fields(cls)})
+            raise ValueError(f"{path} is not an evaluation report: {error}") from error
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "EvaluationReport":
+        """From what the JSON holds. A file without `schema_version` is read as one of the present version."""
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a JSON object, got {type(content).__name__}.")
+        version = content.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"its schema version is {version!r}; this package reads version {SCHEMA_VERSION}.")
+        missing = [name for name in ("benchmark", "metrics") if name not in content]
+        if missing:
+            raise ValueError(f"it has no '{missing[0]}'.")
+        unknown = sorted(content.keys() - {f.name for f in dataclass_fields(cls)})
         if unknown:
-            raise ValueError(f"{path} has the unknown field(s) {unknown}.")
-        try:
-            return cls(**content)
-        except TypeError as error:
-            raise ValueError(f"{path} is no evaluation report: {error}") from error
+            raise ValueError(f"it has the unknown field(s) {unknown}.")
+        # What is null in the file was not recorded, as if it were missing.
+        return cls(**{name: value for name, value in content.items() if value is not None})
+
+    @classmethod
+    def read(cls, source: "EvaluationReport | dict | str | os.PathLike") -> "EvaluationReport":
+        """A report as it is, from what the JSON holds, or from the path of the JSON."""
+        if isinstance(source, cls):
+            return source
+        return cls.from_dict(source) if isinstance(source, dict) else cls.load(source)
 
     def table(self) -> str:
         """Own numbers, the papers' metric first, then published ones, which are marked as such."""
-        how = [self.scoring_mode]
+        how = [self.scoring_mode or "scoring mode not recorded"]
         how += [f"{self.num_frames} frames"] if self.num_frames else []
         how += [part for part in (self.dataset, self.condition) if part]
-        lines = [f"{self.benchmark}: {self.num_items:,} items, {', '.join(how)}"]
+        lines = [f"{self.benchmark}: {self.num_items or 0:,} items, {', '.join(how)}"]
         others = [name for name in self.metrics if name not in self.primary_metrics]
         width = max(len(name) for name in self.metrics) + 2
         for name in (*self.primary_metrics, *others):
@@ -155,6 +246,22 @@ class EvaluationReport:
             numbers = "  ".join(f"{name} {value:g}" for name, value in entry.metrics.items())
             lines.append(f"  {entry.model:28}{numbers}  ({entry.protocol}; {entry.source})")
         return "\n".join(lines)
+
+
+def without_folders(word: str) -> str:
+    """
+    A word of a command line, with a path in it cut to its base name: folders tell the user's name and habits.
+
+    `--output=/home/me/out.json` becomes `--output=out.json`; a Hub name such as `user/model` stays.
+    """
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    path = Path(value)
+    is_path = path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1
+    # One slash may also be a Hub name; it is a path if its folder exists here.
+    is_path = is_path or ("/" in value and path.parent.is_dir())
+    if not is_path or " " in value and not path.exists():
+        return word
+    return f"{option}{equals}{path.name or path.resolve().name}"
 
 
 def _machine(device: torch.device | None) -> str:

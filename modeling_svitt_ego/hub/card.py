@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import safe_open
 from transformers import TrainingArguments
 
 from ..evaluation.published import PUBLISHED
+from ..evaluation.report import EvaluationReport
 from ..model.configuration_svitt_ego import SViTTEgoConfig
 from ..weights.provenance import weight_files, weights_sha256
 
@@ -47,85 +48,6 @@ TRAINING_FIELDS = (
     "seed",
     "data_seed",
 )
-
-
-# --------------------------------------------------------------------------------------------------- what was measured
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """
-    What the card reads of the JSON that an evaluation wrote, and all that it reads.
-
-    Args:
-        benchmark (`str`): `egomcq`, `egonlq`, `ek100`, `video-classification`, …
-        metrics (`dict[str, float]`): each number by its name, in per cent.
-        primary_metrics (`list[str]`): those that papers report; the card shows only them. All, if it is missing.
-        intervals (`dict[str, list[float]]`): low and high end of the 95 % interval of some metrics.
-        counts (`dict[str, int]`): of it, `num_inter` for a metric `inter`: what this one is over.
-        failures (`dict`): of it, `num_failed`: clips that could not be read.
-        num_frames (`int`): frames per clip.
-        scoring_mode (`str`): `dual`, `fusion`, `ensemble`.
-        num_items (`int`): questions, queries or clips that were counted.
-        command (`str`): the script or command that made the numbers.
-        package_version, commit (`str`): of this package.
-        checkpoint_sha256 (`str`): of the weights, see [`weights_sha256`].
-        date (`str`): ISO 8601.
-        dataset (`str`): what the benchmark was asked on, where that is not the published data.
-        condition (`str`): what was done to the input (`"frames shuffled"`); such a number stays out of the metadata.
-
-    `benchmark` and `metrics` are required; any other field may be missing and is then "not recorded".
-    """
-
-    benchmark: str
-    metrics: dict[str, float]
-    primary_metrics: list[str] | None = None
-    intervals: dict[str, list[float]] | None = None
-    counts: dict[str, int] | None = None
-    failures: dict | None = None
-    num_frames: int | None = None
-    scoring_mode: str | None = None
-    num_items: int | None = None
-    command: str | None = None
-    package_version: str | None = None
-    commit: str | None = None
-    checkpoint_sha256: str | None = None
-    date: str | None = None
-    dataset: str | None = None
-    condition: str | None = None
-
-    @classmethod
-    def read(cls, source: "str | os.PathLike | dict | Any") -> "Evaluation":
-        """From a file, what such a file holds, or an `EvaluationReport`. A `ValueError` names file and field."""
-        if is_dataclass(source):
-            source = asdict(source)
-        origin = "the evaluation" if isinstance(source, dict) else str(source)
-        content = source if isinstance(source, dict) else _read_json(Path(source))
-        if not isinstance(content, dict) or not isinstance(content.get("benchmark"), str):
-            raise ValueError(f"{origin} is not what an evaluation writes: it has no 'benchmark'.")
-        metrics = content.get("metrics")
-        if not isinstance(metrics, dict) or not metrics:
-            raise ValueError(f"{origin} is not what an evaluation writes: it has no 'metrics'.")
-        for name, value in metrics.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"{origin}: metric '{name}' must be a finite number, got {value!r}.")
-        for name in ("num_frames", "num_items"):
-            value = content.get(name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{origin}: '{name}' must be a positive whole number, got {value!r}.")
-        known = {field.name: content.get(field.name) for field in fields(cls)}
-        checked = {"metrics", "primary_metrics", "intervals", "counts", "failures", "num_frames", "num_items"}
-        for name in known.keys() - checked:
-            if known[name] is not None and not isinstance(known[name], str):
-                raise ValueError(f"{origin}: '{name}' must be text, got {known[name]!r}.")
-        for name in (*(known["primary_metrics"] or ()), *(known["intervals"] or ())):
-            if name not in metrics:
-                raise ValueError(f"{origin}: '{name}' is not among the metrics {sorted(metrics)}.")
-        return cls(**known)
-
-    def shown(self) -> dict[str, float]:
-        """The metrics for the card."""
-        return {name: self.metrics[name] for name in self.primary_metrics or self.metrics}
 
 
 def count_parameters(folder: str | os.PathLike) -> int:
@@ -170,7 +92,7 @@ class ResultRow:
     command: str
 
 
-def result_rows(evaluations: Iterable[Evaluation]) -> list[ResultRow]:
+def result_rows(evaluations: Iterable[EvaluationReport]) -> list[ResultRow]:
     """Own numbers beside the published ones of the same set, then published ones that were not measured here."""
     published = {(p.benchmark, metric): value for p in PUBLISHED_HERE for metric, value in p.metrics.items()}
     rows, unmatched = [], dict(published)
@@ -203,7 +125,7 @@ def result_rows(evaluations: Iterable[Evaluation]) -> list[ResultRow]:
     return rows
 
 
-def is_published_set(evaluation: Evaluation) -> bool:
+def is_published_set(evaluation: EvaluationReport) -> bool:
     """Whether the same questions were asked as in publications, the clips as they are."""
     low, high = PUBLISHED_ITEMS.get(evaluation.benchmark, (0, -1))
     if evaluation.num_items is None or evaluation.dataset or evaluation.condition:
@@ -211,16 +133,16 @@ def is_published_set(evaluation: Evaluation) -> bool:
     return low <= evaluation.num_items <= high
 
 
-def _interval(evaluation: Evaluation, metric: str) -> str:
-    interval = (evaluation.intervals or {}).get(metric)
+def _interval(evaluation: EvaluationReport, metric: str) -> str:
+    interval = evaluation.intervals.get(metric)
     return f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
 
 
-def _num_items(evaluation: Evaluation, metric: str) -> str:
-    number = (evaluation.counts or {}).get(f"num_{metric}", evaluation.num_items)
+def _num_items(evaluation: EvaluationReport, metric: str) -> str:
+    number = evaluation.counts.get(f"num_{metric}", evaluation.num_items)
     if number is None:
         return NOT_RECORDED
-    failed = (evaluation.failures or {}).get("num_failed")
+    failed = evaluation.failures.get("num_failed")
     return f"{number:,}" + (f" ({failed:,} clips unreadable)" if failed else "")
 
 
@@ -292,7 +214,7 @@ def render_model_card(
     """
     folder = Path(folder)
     config = _read_config(folder)
-    evaluations = [Evaluation.read(source) for source in evaluations]
+    evaluations = [EvaluationReport.read(source) for source in evaluations]
     _check_weights(folder, evaluations)
     name = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     architecture = (config.architectures or ["SViTTEgoModel"])[0]
@@ -366,7 +288,7 @@ def _training(folder: Path, arguments: TrainingArguments | dict | None) -> dict[
     return _read_json(saved) if saved.is_file() else {}
 
 
-def _check_weights(folder: Path, evaluations: list[Evaluation]) -> None:
+def _check_weights(folder: Path, evaluations: list[EvaluationReport]) -> None:
     expected = {e.checkpoint_sha256 for e in evaluations if e.checkpoint_sha256}
     if not expected:
         return
@@ -375,7 +297,7 @@ def _check_weights(folder: Path, evaluations: list[Evaluation]) -> None:
         raise ValueError(f"{folder} holds the weights {found[:16]}…, but an evaluation is of {other[:16]}…")
 
 
-def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
+def _eval_results(evaluation: EvaluationReport) -> list[EvalResult]:
     """For the Hub's model-index: what was measured on the model as it is, at full precision."""
     if evaluation.condition:
         return []
@@ -403,4 +325,4 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"{path} is no JSON file: {error}") from error
 
 
-__all__ = ["Evaluation", "render_model_card", "write_model_card"]
+__all__ = ["render_model_card", "write_model_card"]

@@ -15,7 +15,8 @@ from transformers.trainer_utils import speed_metrics
 
 from ..data.clips import EgoClipDataset
 from ..data.sampling import SceneAwareBatchSampler, SceneIndex, SeededBatchSampler, SharedNounBatchSampler, TagPairs
-from ..evaluation.egomcq import EgoMCQEvaluator, one_thread
+from ..evaluation.encoding import one_thread
+from ..evaluation.evaluator import Evaluator, by_name, run_evaluators
 from .checkpoints import CheckpointsWrittenAside, LeaveOnSigterm, name_code_of_sharded
 from .failure_report import ReportUnreadableClips, unreadable_clips
 from .gradient_caching import CachedStep, MicroBatches, MicroBatchSampler
@@ -31,16 +32,18 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
     Trains [`SViTTEgoModel`] or [`SViTTEgoForPreTraining`] on an [`EgoClipDataset`].
 
     Args:
-        evaluator ([`EgoMCQEvaluator`], *optional*): what `evaluate` runs; its metrics get the prefix `eval_`.
+        evaluator ([`Evaluator`] or a list of them, *optional*): what `evaluate` runs. The metrics of one get the
+            prefix `eval_` (`eval_intra`), those of several also the evaluator's name (`eval_egomcq_intra`).
         Others as in `transformers.Trainer`. Pass the processor as `processing_class`, so that checkpoints hold it.
 
     The order of the clips and the frames drawn depend on (seed, epoch) alone, so a resumed run sees what the
     uninterrupted one would have seen.
     """
 
-    def __init__(self, *args, evaluator: EgoMCQEvaluator | None = None, **kwargs):
+    def __init__(self, *args, evaluator: Evaluator | list[Evaluator] | None = None, **kwargs):
         if evaluator is not None:
-            kwargs.setdefault("eval_dataset", evaluator.dataset)  # or eval_strategy would be refused
+            first, *_ = by_name(evaluator).values()
+            kwargs.setdefault("eval_dataset", first.dataset)  # or eval_strategy would be refused
         super().__init__(*args, **kwargs)
         self.evaluator = evaluator
         self._loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -200,11 +203,10 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
         if self.evaluator is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         started = time.time()
-        self.evaluator.accelerator = self.accelerator
-        metrics = self.evaluator(self.accelerator.unwrap_model(self.model))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        metrics |= speed_metrics(metric_key_prefix, started, num_samples=metrics[f"{metric_key_prefix}_num_questions"])
-        self.log({name: value for name, value in metrics.items() if isinstance(value, (int, float))})
+        model = self.accelerator.unwrap_model(self.model)
+        metrics, num_items = run_evaluators(self.evaluator, model, self.accelerator, metric_key_prefix)
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=num_items)
+        self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

@@ -1,39 +1,173 @@
-"""A saved model and its processor, ready to embed; nothing in it may be left at its random initial values."""
+"""A saved model and its processor, ready for use.
+
+A part that the checkpoint lacks would be left at its random initial values, so such a checkpoint is refused.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoProcessor
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from ..model.modeling_svitt_ego import SViTTEgoModel
+from ..model.modeling_svitt_ego import SViTTEgoForVideoClassification, SViTTEgoForVideoTextRetrieval, SViTTEgoModel
+from ..model.processing_svitt_ego import SViTTEgoProcessor
 from ..model.temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding
 
+# The class that each scoring mode computes with.
+CLASS_OF = {
+    "dual": SViTTEgoModel,
+    "fusion": SViTTEgoForVideoTextRetrieval,
+    "ensemble": SViTTEgoForVideoTextRetrieval,
+    "zero-shot": SViTTEgoModel,
+    "head": SViTTEgoForVideoClassification,
+    "grounding head": SViTTEgoForTemporalGrounding,
+}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
-def load_dual_encoder(name: str, device: str | None = None):
+
+def local_folder(name: str | os.PathLike) -> Path:
+    """
+    The folder of a model: as it is, or fetched from the Hub by its name.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and it is not a name on the Hub. Asking the Hub for a misspelt
+            folder would take a minute, so whatever looks like a path is not asked for.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise NotADirectoryError(f"{str(name)!r} is a file; a model is a folder with config.json and its weights.")
+    # "runs/model" is a path if there is a folder "runs" here.
+    if not _HUB_NAME.fullmatch(str(name)) or folder.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {str(name)!r}" + _nearest_folder(folder) + ". A model on the Hub is named USER/MODEL."
+        )
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"There is no folder {str(name)!r} and no such model on the Hub.") from error
+
+
+def _nearest_folder(folder: Path) -> str:
+    """`", did you mean 'model'?"` if a neighbour is called nearly so."""
+    import difflib
+
+    if not folder.parent.is_dir():
+        return f" (not even {str(folder.parent)!r})"
+    neighbours = {path.name: path for path in folder.parent.iterdir() if path.is_dir()}
+    near = difflib.get_close_matches(folder.name, neighbours, n=1, cutoff=0.75)
+    return f" (is it {str(neighbours[near[0]])!r}?)" if near else ""
+
+
+def load_checkpoint(
+    name: str | os.PathLike,
+    scoring: str,
+    dtype: str | torch.dtype = torch.float32,
+    device: str | torch.device | None = "cpu",
+) -> PreTrainedModel:
+    """
+    The model that a scoring mode needs, in evaluation mode.
+
+    Args:
+        name: folder or Hub name.
+        scoring (`str`): one of [`CLASS_OF`].
+        device (*optional*): where to put it; `None` is the accelerator if there is one.
+
+    Raises:
+        ValueError: The checkpoint is of another kind, or lacks a part that the mode needs; the parts are named.
+    """
+    folder, cls = local_folder(name), CLASS_OF[scoring]
+    # An adapter's folder has no configuration; that of its base model is found by from_pretrained.
+    is_adapter = (folder / "adapter_config.json").is_file()
+    saved = cls.config_class.model_type if is_adapter else model_type(folder)
+    if saved != cls.config_class.model_type:
+        raise ValueError(
+            f"{str(name)!r} holds a model of type {saved!r}; {scoring!r} needs a {cls.__name__} "
+            f"({cls.config_class.model_type!r})."
+        )
+    with _quiet_transformers():  # what is missing is said below, in one line
+        model, info = cls.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        parts = sorted({name.split(".")[0] for name in missing})
+        raise ValueError(
+            f"{str(name)!r} has no trained {', '.join(parts)} ({len(missing)} weights such as {missing[0]!r} are "
+            f"missing), which scoring mode {scoring!r} needs; with random weights it would score noise. It was saved "
+            f"from {', '.join(architectures(folder)) or 'an unnamed class'}."
+        )
+    return model.to(accelerator_or_cpu() if device is None else device).eval()
+
+
+def load_dual_encoder(
+    name: str | os.PathLike, device: str | torch.device | None = None
+) -> tuple[SViTTEgoModel, SViTTEgoProcessor]:
     """
     Args:
-        name (`str`): folder or Hub name of any SViTT-Ego model with both towers.
-        device (`str`, *optional*): the accelerator if there is one, else the CPU.
+        name: folder or Hub name of any SViTT-Ego model with both towers.
+        device (*optional*): the accelerator if there is one, else the CPU.
 
     Returns:
         The [`SViTTEgoModel`], in evaluation mode, and its processor.
-
-    Raises:
-        ValueError: It is another kind of model, or the checkpoint lacks weights of a tower.
     """
-    return _load(name, SViTTEgoModel, device), AutoProcessor.from_pretrained(name)
+    folder = local_folder(name)
+    return load_checkpoint(folder, "dual", device=device), load_processor(folder)
 
 
-def load_grounding_head(name: str, device: str | None = None) -> SViTTEgoForTemporalGrounding:
+def load_grounding_head(
+    name: str | os.PathLike, device: str | torch.device | None = None
+) -> SViTTEgoForTemporalGrounding:
     """As [`load_dual_encoder`], a grounding head."""
-    return _load(name, SViTTEgoForTemporalGrounding, device)
+    return load_checkpoint(name, "grounding head", device=device)
 
 
-def _load(name: str, cls: type, device: str | None):
-    model, info = AutoModel.from_pretrained(name, output_loading_info=True)
-    if not isinstance(model, cls):
-        raise ValueError(f"{name!r} is a {type(model).__name__}; a {cls.__name__} is needed.")
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ValueError(f"{name!r} lacks {len(missing)} weights of {cls.__name__}, such as {missing[0]!r}.")
-    if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return model.to(device).eval()
+def load_processor(folder: str | os.PathLike) -> SViTTEgoProcessor:
+    """
+    Raises:
+        FileNotFoundError: The folder has no processor; the remedy is named.
+    """
+    if not (Path(folder) / "processor_config.json").is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no processor_config.json: the model was saved without its processor. Save it there "
+            "with processor.save_pretrained(folder)."
+        )
+    return SViTTEgoProcessor.from_pretrained(folder)
+
+
+def accelerator_or_cpu() -> torch.device:
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator()
+    return torch.device("cpu")
+
+
+def architectures(folder: str | os.PathLike) -> list[str]:
+    """The classes that the checkpoint's config.json names."""
+    return _config_json(folder).get("architectures") or []
+
+
+def model_type(folder: str | os.PathLike) -> str | None:
+    return _config_json(folder).get("model_type")
+
+
+def _config_json(folder: str | os.PathLike) -> dict:
+    try:
+        return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(folder)!r} has no readable config.json: {error}") from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -21,9 +21,9 @@ from modeling_svitt_ego.evaluation.egonlq import evaluate_egonlq, read_predictio
 from modeling_svitt_ego.evaluation.ek100 import EK100Evaluator
 from modeling_svitt_ego.evaluation.report import EvaluationReport
 from modeling_svitt_ego.evaluation.vector_cache import VectorCache
-from modeling_svitt_ego.hub.card import Evaluation
+from modeling_svitt_ego.hub.card import render_model_card
 from modeling_svitt_ego.model.clip_reading import ClipReadError
-from modeling_svitt_ego.weights.checkpoint import load_checkpoint, load_processor
+from modeling_svitt_ego.weights.loading import load_checkpoint, load_processor
 from tests.helpers.tiny_data import egomcq_item, write_json, write_video
 from tests.helpers.tiny_folder import save_tiny_folder
 from tests.helpers.tiny_model import tiny_model
@@ -90,7 +90,7 @@ def test_cache_knows_weights_frames_and_files(world, tmp_path):
     model = load_checkpoint(world.model, "dual")
     evaluator = make_evaluator(world, cache=tmp_path)
     plain, _ = evaluator.scores(model)
-    shuffled, _ = evaluator.scores(model, shuffle_frames=True)
+    shuffled, _ = evaluator.with_settings(frame_order="shuffled").scores(model)
     assert np.abs(plain - shuffled).max() > 1e-6
     with torch.no_grad():
         model.video_projection.bias.add_(1.0)
@@ -208,7 +208,7 @@ def test_unreadable_clip_ends_the_run_or_makes_its_questions_wrong(broken_world)
     model = load_checkpoint(broken_world.model, "dual")
     with pytest.raises(ClipReadError, match="c.mp4"):
         make_evaluator(broken_world).scores(model)
-    report = make_evaluator(broken_world, on_error="wrong").report(model)
+    report = make_evaluator(broken_world, on_error="wrong")(model)
     assert report.counts["num_inter"] == 3 and report.metrics["inter"] == 0.0
     assert report.num_items == 7 and report.failures["num_items_affected"] == 3
     assert {entry["video_uid"] for entry in report.failures["first"]} == {"c"}
@@ -240,7 +240,8 @@ def test_command_writes_a_report_that_the_card_reads(world, tmp_path, capsys):
     assert (report.num_items, report.num_frames, report.scoring_mode) == (7, 2, "fusion")
     assert report.crop.startswith("resized to 32 x 32") and "2 equal segments" in report.window_rule
     assert report.command and report.package_version and report.date and len(report.checkpoint_sha256) == 64
-    assert Evaluation.read(output).dataset == "grey videos"
+    assert report.dataset == "grey videos"
+    assert "grey videos" in str(render_model_card(world.model, [output]))
     # A single video has no spread over videos, the inter questions have.
     assert set(report.intervals) <= set(report.metrics)
 
@@ -251,7 +252,7 @@ def test_report_keeps_to_its_schema(tmp_path):
     assert EvaluationReport.load(tmp_path / "r.json") == report
     content = json.loads((tmp_path / "r.json").read_text())
     write_json(tmp_path / "typo.json", content | {"num_frame": 4})
-    with pytest.raises(ValueError, match="unknown field.*num_frame"):
+    with pytest.raises(ValueError, match="typo.json.*unknown field.*num_frame"):
         EvaluationReport.load(tmp_path / "typo.json")
     with pytest.raises(ValueError, match="'inter' must be a finite number"):
         EvaluationReport("egomcq", {"inter": float("nan")}, [], 1, "dual")
@@ -352,13 +353,13 @@ def test_ek100_from_the_two_files(world, epic, tmp_path, monkeypatch):
     """A model that knows the answers gets 100; catches rows and columns exchanged, and sentences out of order."""
     evaluator = EK100Evaluator(*epic, world.videos, load_processor(world.model), 4, batch_size=4)
     model = load_checkpoint(world.model, "dual")
-    report = evaluator.report(model)
+    report = evaluator(model)
     assert report.num_items == 4 and report.counts["num_texts"] == 3 and report.primary_metrics == ["map", "ndcg"]
     assert 0 < report.metrics["map_strict"] <= 100 and report.intervals["map"][0] <= report.intervals["map"][1]
     perfect = np.array([[1, 0, 0.5], [0, 1, 0.5], [1, 0, 0.5], [0.5, 0.5, 1]])
     monkeypatch.setattr(evaluator, "scores", lambda model: (perfect, []))
-    assert evaluator.report(model).metrics["ndcg"] == pytest.approx(100.0)
-    assert evaluator.report(model).metrics["map_strict"] == pytest.approx(100.0)
+    assert evaluator(model).metrics["ndcg"] == pytest.approx(100.0)
+    assert evaluator(model).metrics["map_strict"] == pytest.approx(100.0)
 
 
 def test_ek100_command_counts_an_unreadable_clip_as_wrong(broken_world, epic, tmp_path):

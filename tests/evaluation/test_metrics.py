@@ -5,7 +5,6 @@ import pytest
 
 from modeling_svitt_ego.evaluation.bootstrap import bootstrap_intervals, cluster_weights, weighted_mean
 from modeling_svitt_ego.evaluation.classification_metrics import classification_accuracy, classification_intervals
-from modeling_svitt_ego.evaluation.egomcq import wrong_order
 from modeling_svitt_ego.evaluation.egomcq_metrics import egomcq_accuracy, egomcq_intervals, is_intra_video
 from modeling_svitt_ego.evaluation.egonlq_metrics import VARIANTS, egonlq_intervals, egonlq_recall, temporal_iou
 from modeling_svitt_ego.evaluation.ek100_metrics import (
@@ -16,6 +15,7 @@ from modeling_svitt_ego.evaluation.ek100_metrics import (
     ek100_retrieval,
     normalised_dcg,
 )
+from modeling_svitt_ego.evaluation.frame_order import wrong_order
 
 SCORES = np.array(
     [

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from modeling_svitt_ego import SViTTEgoForVideoClassification
 from modeling_svitt_ego.evaluation.report import EvaluationReport
 from modeling_svitt_ego.hub.card import (
-    Evaluation,
     count_parameters,
     find_template,
     render_model_card,
@@ -138,7 +137,7 @@ def test_every_field_that_an_evaluation_writes_reaches_the_card(folder, tmp_path
         scoring_mode="dual",
         failures={"num_failed": 3},
         dataset="synthetic world",
-    ).with_origin("model", folder, "svitt-ego evaluate egomcq model")
+    ).with_origin("model", folder, ["svitt-ego", "evaluate", "egomcq", "model"])
     report.save(tmp_path / "result.json")
     assert rows(render_model_card(folder, [tmp_path / "result.json"])) == rows(render_model_card(folder, [report]))
     inter, intra, *published = rows(render_model_card(folder, [report]))
@@ -152,15 +151,15 @@ def test_every_field_that_an_evaluation_writes_reaches_the_card(folder, tmp_path
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "no JSON file"),
-        ("[]", "no 'benchmark'"),
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object, got list"),
         ({"metrics": {"intra": 1.0}}, "no 'benchmark'"),
         ({"benchmark": "egomcq"}, "no 'metrics'"),
         ({"benchmark": "egomcq", "metrics": {"intra": "65.9"}}, "'intra' must be a finite number, got '65.9'"),
         ({"benchmark": "egomcq", "metrics": {"intra": math.nan}}, "finite number, got nan"),
         (RECORD | {"num_frames": 0}, "'num_frames' must be a positive whole number, got 0"),
         (RECORD | {"num_items": "39000"}, "'num_items' must be a positive whole number"),
-        (RECORD | {"primary_metrics": ["mean"]}, "'mean' is not among the metrics"),
+        (RECORD | {"primary_metrics": ["mean"]}, r"\['mean'\] are not among the metrics"),
         (RECORD | {"date": 2026}, "'date' must be text, got 2026"),
     ],
     ids=lambda value: str(value)[:40],
@@ -170,7 +169,7 @@ def test_what_is_no_evaluation_is_refused_by_name(tmp_path, content, message):
     path = tmp_path / "result.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=message) as error:
-        Evaluation.read(path)
+        EvaluationReport.read(path)
     assert str(path) in str(error.value)
 
 

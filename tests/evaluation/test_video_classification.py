@@ -3,19 +3,12 @@
 import numpy as np
 import pytest
 
+from modeling_svitt_ego.data.labelled_clips import load_labelled_clips
 from modeling_svitt_ego.data.taxonomy import Taxonomy
 from modeling_svitt_ego.evaluation.encoding import Encoder
-from modeling_svitt_ego.evaluation.zero_shot import (
-    VideoClassificationEvaluator,
-    class_embeddings,
-    class_words,
-    load_labelled_clips,
-    make_prompts,
-    make_tasks,
-    plain_words,
-    third_person,
-)
-from modeling_svitt_ego.weights.checkpoint import load_checkpoint, load_processor
+from modeling_svitt_ego.evaluation.prompts import class_words, make_prompts, plain_words, third_person
+from modeling_svitt_ego.evaluation.video_classification import ZeroShotEvaluator, class_embeddings, make_tasks
+from modeling_svitt_ego.weights.loading import load_checkpoint, load_processor
 from tests.helpers.tiny_data import egoclip_row, write_egoclip, write_video
 from tests.helpers.tiny_folder import save_tiny_folder
 
@@ -81,9 +74,10 @@ def test_zero_shot_report_has_every_task(folder, tmp_path):
         write_video(tmp_path / "videos" / f"{uid}.mp4", 120)
     rows = [egoclip_row(i, video_uid=f"video-{'ab'[i % 2]}", tag_verb=[i % 2], tag_noun=[i % 3]) for i in range(9)]
     clips = load_labelled_clips(write_egoclip(tmp_path / "e.csv", rows))
-    evaluator = VideoClassificationEvaluator(clips, tmp_path / "videos", load_processor(folder), 4)
     tasks = make_tasks(clips, VERBS, NOUNS, {"noun": ["a {noun}"]})
-    report = evaluator.zero_shot(load_checkpoint(folder, "zero-shot"), tasks)
+    evaluator = ZeroShotEvaluator(clips, tasks, tmp_path / "videos", load_processor(folder), 4)
+    report = evaluator(load_checkpoint(folder, "zero-shot"))
+    assert evaluator.primary_metric == "action_top1"
     for task in ("verb", "noun", "action"):
         for metric in ("top1", "top5", "mean_class"):
             assert 0 <= report.metrics[f"{task}_{metric}"] <= 100
