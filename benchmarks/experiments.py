@@ -4,6 +4,7 @@
     python benchmarks/experiments.py --only 2 --jobs 2      # EgoNCE, InfoNCE, each half of EgoNCE
     python benchmarks/experiments.py --only 3 --jobs 2      # K_r, G, q_v; 3m: q_m, with the fusion objectives
     python benchmarks/experiments.py --only 4 --jobs 2      # train dense, evaluate sparse; takes the models of 1
+    python benchmarks/experiments.py --only 5               # temporal edges; 5-8 and 5-16: at 8 and 16 frames
     python benchmarks/experiments.py --report               # tables and pictures from the JSON files
 
 Results are in benchmarks/results/experiments, one JSON per experiment; finished runs are kept, so a stopped command
@@ -21,12 +22,13 @@ import os
 import threading
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import torch
 from experiment_parts import costs, inference
-from experiment_parts.plan import PAPER_EDGES, TITLES, TRAINED, Setting, measured_settings, settings_of
+from experiment_parts.plan import FRAMES, PAPER_EDGES, TITLES, TRAINED, Setting, measured_settings, settings_of
 from experiment_parts.records import ORIGIN, Records
 from experiment_parts.report import write_report
 from experiment_parts.training import Budget, Corpus, prepare, quietly, train
@@ -54,12 +56,13 @@ def main(argv: list[str] | None = None) -> None:
         text_encoder=options.text_encoder,
         bf16=options.bf16,
     )
-    prepare(corpus, budget, options.workers)
     for number in options.only:
+        budget = replace(budget, num_frames=FRAMES.get(number, options.num_frames))
+        prepare(corpus, budget, options.workers)
         if number in TRAINED:
-            settings = settings_of(number, budget.scale)
+            settings = chosen(settings_of(number, budget.scale), options.settings)
             run_all(number, settings, records, corpus, budget, options)
-            if number != "2" and "costs" not in records.content[number]:
+            if not (options.no_costs or number == "2" or "costs" in records.content[number]):
                 frames = options.cost_frames if number == "1" else [budget.num_frames]
                 print(f"[{number}] costs of a step at {frames} frames", flush=True)
                 measured, batch_size = measured_settings(number, budget.scale), options.cost_batch_size
@@ -67,6 +70,15 @@ def main(argv: list[str] | None = None) -> None:
         else:
             run_inference(records, corpus, budget, options)
     print(f"Written: {write_report(records)}")
+
+
+def chosen(settings: list[Setting], names: list[str]) -> list[Setting]:
+    """The settings that --setting names; all of them without the option."""
+    unknown = sorted(set(names) - {setting.name for setting in settings})
+    if unknown:
+        known = "; ".join(setting.name for setting in settings)
+        raise SystemExit(f"--setting {unknown[0]!r} is not in the experiment. Its settings: {known}.")
+    return [setting for setting in settings if not names or setting.name in names]
 
 
 def recipe_of(setting: Setting, seed: int, corpus: Corpus, budget: Budget) -> dict:
@@ -180,6 +192,10 @@ def parse(argv: list[str] | None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = tuple(TITLES)
     parser.add_argument("--only", type=lambda x: x.split(","), default=["1", "2", "3", "4"], help="e.g. 1,2,3m")
+    parser.add_argument(
+        "--setting", dest="settings", action="append", default=[], help="only this setting of the table; repeatable"
+    )
+    parser.add_argument("--no-costs", action="store_true", help="train only; another call measures the costs")
     parser.add_argument("--seeds", type=lambda x: [int(s) for s in x.split(",")], default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")

@@ -124,7 +124,8 @@ def build_model(setting: Setting, budget: Budget, seed: int, narrations: list[st
 
 
 def tiny_config(fields: dict, num_frames: int) -> SViTTEgoConfig:
-    given = split_fields({**fields, "vision_num_frames": num_frames})
+    """svitt-ego-tiny with other fields; with the published pattern, no temporal blocks, unless they name some."""
+    given = split_fields({"num_temporal_blocks": 0, **fields, "vision_num_frames": num_frames})
     towers = {key: TINY_CONFIG[key] | given[tower] for tower, key in TOWER_CONFIGS.items()}
     return SViTTEgoConfig(**(TINY_CONFIG | towers | given[""]))
 

@@ -188,3 +188,26 @@ def test_every_setting_is_a_valid_configuration_and_states_what_is_varied(scale)
             if setting.fusion:
                 assert config.cross_modal_config.keep_rate == setting.fields["fusion_keep_rate"]
                 assert config.cross_modal_config.num_hidden_layers > 1 + min(config.cross_modal_config.prune_layers)
+
+
+@pytest.mark.parametrize("experiment", ["5", "5-8", "5-16"])
+@pytest.mark.parametrize("scale", ["tiny", "base"])
+def test_temporal_edges_are_compared_at_no_more_than_two_fifths_of_the_keys(experiment, scale):
+    """Catches a pattern that does not fit the model, and one that attends to more than is claimed."""
+    settings = plan.settings_of(experiment, scale)
+    assert [s.name for s in settings[:2]] == ["dense", "dense, nodes 0.7"]
+    assert len({s.name for s in settings}) == len({json.dumps(s.fields) for s in settings}) == len(settings)
+    for setting in settings[2:]:
+        vision = costs.config_of(setting, scale, plan.FRAMES[experiment]).vision_config
+        attended = vision.num_local_blocks + vision.num_temporal_blocks + vision.num_random_blocks
+        tokens = vision.num_frames * vision.patches_per_frame
+        assert tokens % vision.block_size == 0
+        assert attended * vision.block_size <= 0.4 * tokens
+
+
+def test_only_known_settings_are_chosen():
+    settings = plan.settings_of("5", "tiny")
+    assert experiments.chosen(settings, []) == settings
+    assert [s.name for s in experiments.chosen(settings, ["dense"])] == ["dense"]
+    with pytest.raises(SystemExit, match="edges.*is not in the experiment. Its settings: dense; dense, nodes 0.7"):
+        experiments.chosen(settings, ["edges"])
