@@ -64,6 +64,7 @@ setup(
     ],
     extras_require={
         "benchmark": ["matplotlib>=3.10"],  # benchmarks/attention.py --plot
+        "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],  # svitt-ego export
         "hdf5": ["h5py>=3.12"],  # svitt-ego extract --layout hdf5
         "test": [
             "pytest>=8",
@@ -74,6 +75,9 @@ setup(
             "scipy",
             "sentence-transformers>=6",
             "faiss-cpu",
+            "onnx>=1.18",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.22",
             "setuptools>=64",
             "tensorboard",
             "torchdata",

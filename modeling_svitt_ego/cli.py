@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from .commands import convert, corpus, demo, evaluate, plan, push, video
+from .commands import convert, corpus, demo, evaluate, export, plan, push, video
 
 # name, help, what adds its arguments, what does it
 COMMANDS = (
@@ -39,6 +39,12 @@ COMMANDS = (
         "a saved model to the Hub: weights, code, processor, card, one commit",
         push.add_push_arguments,
         push.run_push,
+    ),
+    (
+        "export",
+        "a saved model for onnxruntime, or as a torch.export archive",
+        export.add_export_arguments,
+        export.run_export,
     ),
     ("extract", "features of videos and of EgoNLQ queries", video.add_extract_arguments, video.run_extract),
     ("search", "find moments in your own videos by a sentence", video.add_search_arguments, video.run_search),

@@ -67,6 +67,18 @@ def run_extract(arguments: argparse.Namespace) -> int:
     return 1 if result.failures else 0
 
 
+def _load_engine(arguments: argparse.Namespace):
+    if arguments.engine == "torch":
+        return _load(arguments)
+    from transformers import AutoProcessor
+
+    from ..export.engine import OnnxDualEncoder
+
+    if arguments.device not in (None, "cpu"):
+        raise ValueError(f"--engine onnx computes on the CPU, not on {arguments.device!r}.")
+    return OnnxDualEncoder(arguments.model), AutoProcessor.from_pretrained(arguments.model)
+
+
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("videos", nargs="+", metavar="VIDEO", help="videos, or folders of them")
@@ -75,6 +87,12 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=int, default=5, help="moments to show")
     add("--html", default="found.html", metavar="FILE", help="page with the moments' pictures")
     add("--cache", metavar="FOLDER", help="where the features are kept; below HF_HOME by default")
+    add(
+        "--engine",
+        choices=("torch", "onnx"),
+        default="torch",
+        help="what computes the embeddings; onnx: --model is a folder that `svitt-ego export` wrote",
+    )
     add("--no-cache", action="store_true", help="keep nothing")
 
 
@@ -89,7 +107,7 @@ def run_search(arguments: argparse.Namespace) -> int:
         raise ValueError(f"The last argument is the query, but {arguments.query!r} is a file: what is looked for?")
     check_page_path(arguments.html)
     cache = None if arguments.no_cache else arguments.cache or DEFAULT_CACHE
-    model, processor = _load(arguments)
+    model, processor = _load_engine(arguments)
     index = VideoIndex.build(
         model, processor, arguments.videos, _window_settings(arguments, "projected"), cache, arguments.batch_size
     )

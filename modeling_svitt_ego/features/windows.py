@@ -251,10 +251,10 @@ def embed_video(
 
 
 def _embed(model, pixel_values: torch.Tensor, kind: str) -> torch.Tensor:
+    if kind == "projected":
+        return model.get_video_features(pixel_values, return_dict=True).pooler_output
     outputs = model.vision_model(pixel_values, return_dict=True)
-    if kind == "tokens":
-        return outputs.last_hidden_state
-    return outputs.pooler_output if kind == "pooled" else model.video_projection(outputs.pooler_output)
+    return outputs.last_hidden_state if kind == "tokens" else outputs.pooler_output
 
 
 @dataclass(frozen=True)

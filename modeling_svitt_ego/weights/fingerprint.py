@@ -22,6 +22,8 @@ _LENGTH = 16  # hex digits: 64 bits
 
 def model_fingerprint(model) -> str:
     """Of the weights, by name, type and value, and of the configuration; the same after saving and loading."""
+    if isinstance(getattr(model, "fingerprint", None), str):  # an exported engine, which has no state_dict
+        return model.fingerprint
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
