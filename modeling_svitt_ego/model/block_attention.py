@@ -1,23 +1,29 @@
-"""Edge-sparse and dense attention in blocks, with a backward of its own that computes the scores again.
+"""Edge-sparse and dense attention: Triton kernels on a GPU, blocks of plain operations elsewhere.
 
-Kept for the backward: q, k, v, the output and one logsumexp per query. Keys and values are gathered block by block,
-not token by token, and anew in the backward; bias rows come from the ids' codes by arithmetic. So there is neither an
-N x N bias nor K copies of the keys in memory, only one chunk of scores at a time, small enough for a CPU's cache.
+The blocks have a hand-written backward that recomputes the scores. Kept for the backward: q, k, v, the output and one
+log-sum-exp per query. Keys and values are gathered block by block, not token by token, in the forward and again in the
+backward; bias rows come from the tokens' codes by arithmetic. So neither an N x N bias nor K copies of the keys are in
+memory, only one chunk of scores at a time, small enough for a CPU's cache.
 
-Letters as in sparsity.py; here the heads come first, (H, B, M, G, D), because the bias table is looked up and its
-gradient summed per head: the scores of a chunk are then the looked-up bias itself, to which q k is added in place.
+Letters as in sparsity.py. In the blocks the heads come first, (H, B, M, G, D), because the bias table is looked up and
+its gradient is summed per head: the scores of a chunk start as the bias, to which q k is added in place.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
+from .edge_triton import KERNEL_DEVICES, is_available, supports, triton_attention
+from .second_derivatives import gradients_with_graph, plain_attention, wants_graph
 from .sparsity import RelativePositions
 
-# One chunk of scores has about this many elements. On a CPU 2 MiB of float32 stay in the cache; dense attention wants
-# more, or its products are of few queries. On other devices, and in a compiled graph, which unrolls the chunks, larger
-# ones cost less.
+logger = logging.get_logger(__name__)
+
+# One chunk of scores has about this many elements. On a CPU 2 MiB of float32 stay in the cache; dense attention needs
+# larger chunks, because its products would have few queries. On other devices, and in a compiled graph, which unrolls
+# the chunks, larger chunks cost less.
 CPU_CHUNK_ELEMENTS = 2**19
 CPU_DENSE_CHUNK_ELEMENTS = 2**21
 CHUNK_ELEMENTS = 2**25
@@ -46,6 +52,8 @@ def edge_attention(
         The context (B, H, N, D), laid out as (B, N, H, D), and the [CLS] row of the attention (B, H, N) in float32 or
         wider, which node pruning scores by and through which no gradient flows.
     """
+    if uses_kernels(q):
+        return triton_attention(q, k, v, table, positions, block_ids, block_size, attend_padding)
     return _BlockAttention.apply(
         q, k, v, table, positions.codes, block_ids, block_size, positions.patch_to_cls, attend_padding
     )
@@ -54,8 +62,22 @@ def edge_attention(
 def dense_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, positions: RelativePositions
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All pairs, computed the same way: what edge sparsity is to be measured against. As [`edge_attention`]."""
+    """All pairs, computed the same way: what edge sparsity is measured against. As [`edge_attention`]."""
+    if uses_kernels(q):
+        return triton_attention(q, k, v, table, positions, None)
     return _BlockAttention.apply(q, k, v, table, positions.codes, None, None, positions.patch_to_cls, False)
+
+
+def uses_kernels(q: torch.Tensor) -> bool:
+    """Is attention of these queries computed by the Triton kernels? An exported program must run without them."""
+    if q.device.type not in KERNEL_DEVICES or torch.compiler.is_exporting():
+        return False
+    if not is_available() and not torch.compiler.is_compiling():
+        logger.warning_once(
+            f"triton is not installed, so attention on {q.device.type} is computed by plain operations, several times "
+            "slower than by the kernels of this model. `pip install triton` installs it."
+        )
+    return is_available() and supports(q)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -96,10 +118,13 @@ class _BlockAttention(torch.autograd.Function):
         return context, cls_attention
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_context, _):
         q, k, v, table, codes, block_ids, context, logsumexp, cls_logsumexp = ctx.saved_tensors
         block_size, patch_to_cls, attend_padding = ctx.constants
+        if wants_graph():
+            attend = plain_attention(codes, block_ids, block_size, patch_to_cls, attend_padding)
+            grads = gradients_with_graph(attend, (q, k, v, table), ctx.needs_input_grad[:4], [grad_context])
+            return *grads, *[None] * 5
         statistics, scale = logsumexp.dtype, q.shape[-1] ** -0.5
         plan = _Plan(q, codes, block_ids, block_size, patch_to_cls, attend_padding)
         query, key, value = plan.query_blocks(q * scale), plan.key_blocks(k), plan.key_blocks(v)
@@ -178,7 +203,8 @@ def _add_product(scores: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -
 
 def _cls_row(q, k, bias_table, patch_to_cls: int, logsumexp: torch.Tensor | None = None):
     """Attention (B, H, N) of the [CLS] query and its logsumexp (B, H, 1), which the backward has already."""
-    scores = (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).squeeze(2).to(bias_table.dtype)
+    query = q[:, :, :1].to(bias_table.dtype) * q.shape[-1] ** -0.5  # the numbers of sparsity.cls_row
+    scores = (query @ k.to(bias_table.dtype).transpose(-1, -2)).squeeze(2)
     scores[:, :, 0] += bias_table[:, patch_to_cls + 1]
     scores[:, :, 1:] += bias_table[:, patch_to_cls - 1, None]
     if logsumexp is None:

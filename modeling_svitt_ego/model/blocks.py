@@ -9,7 +9,7 @@ from .lean_linear import linears_after
 
 def eager_attention(module, q, k, v, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
     """Attention as written in the papers; returns the context (B, N, H, D) and the probabilities (B, H, N, N)."""
-    scores = q @ k.transpose(-1, -2) * scaling
+    scores = (q * scaling) @ k.transpose(-1, -2)  # scaled first, as in sparsity.py
     if attention_mask is not None:
         scores = scores + attention_mask
     statistics = torch.promote_types(scores.dtype, torch.float32)

@@ -1,8 +1,11 @@
 """Edge-sparse and dense attention through FlexAttention (torch.nn.attention.flex_attention), for GPUs.
 
-Each block of G tokens is laid into S slots, S a size the kernel takes, so that the BlockMask is exact; it is made from
-the block ids, not by searching a mask. Bias rows come from the ids' codes in `score_mod`. [CLS] has no block: its row
-is dense, and as a key it joins afterwards by the logsumexp, which costs one product per query.
+Each block of G tokens is padded to S slots, a size that the kernels take, which makes the BlockMask exact; the mask is
+built from the block ids, not by evaluating every pair. Bias rows come from the tokens' codes in `score_mod`. [CLS] has
+no block: its row is dense, and as a key it is merged afterwards via log-sum-exp, at the cost of one product per query.
+
+Edges are offered in float32 only: torch 2.11 rejects every configuration of the half-precision backward for blocks of
+64 slots on Hopper (`NoValidChoicesError`). The Triton kernels behind "sdpa" have no such limit.
 
 Letters as in sparsity.py.
 """
@@ -18,8 +21,8 @@ from .sparsity import RelativePositions, cls_row
 _MIN_SLOTS = 64  # the smallest tile that the kernels for the backward take by default
 
 
-# Each number of tokens and of clips is a kernel of its own, once with gradients and once without: pruning alone makes
-# eight, torch's default limit.
+# Each number of tokens and of clips compiles to another kernel, with gradients and without: pruning alone takes eight,
+# torch's default limit.
 _MAX_KERNELS = 256
 
 
@@ -29,7 +32,7 @@ def _compiled():
 
 
 def compiled_flex_attention(*arguments, **options):
-    """FlexAttention's kernels, or an error: beyond the limit torch would go on uncompiled, with all N x N scores."""
+    """FlexAttention's kernels, or an error: beyond the limit torch would run uncompiled, with all N x N scores."""
     with torch._dynamo.config.patch(recompile_limit=_MAX_KERNELS, fail_on_recompile_limit_hit=True):
         return _compiled()(*arguments, **options)
 
@@ -48,9 +51,15 @@ def flex_edge_attention(
     As [`edge_attention`]; with `block_ids=None` all pairs. Unless `attend_padding`, the ids of a row must be distinct.
 
     Raises:
-        NotImplementedError: on a CPU, whose FlexAttention lacks what is needed.
+        NotImplementedError: on a CPU, whose FlexAttention lacks what is needed; for edges in half precision.
     """
     _refuse_cpu(q.device)
+    if block_ids is not None and q.dtype in (torch.float16, torch.bfloat16):
+        raise NotImplementedError(
+            f"attn_implementation='flex_attention' computes sparse edges in float32 only, not in {q.dtype}: the "
+            "backward of FlexAttention does not compile for blocks of 64 slots in half precision. Use "
+            "attn_implementation='sdpa', which has kernels for it, or num_random_blocks=None for dense attention."
+        )
     num_patches = q.shape[2] - 1
     cls_context, cls_attention = cls_row(q, k, v, table, positions)
     slots = None
@@ -60,7 +69,7 @@ def flex_edge_attention(
     query, key, value = (spread(x[:, :, 1:]).contiguous() for x in (q, k, v))
 
     codes = spread(positions.codes[:, None, :, None])[:, 0, :, 0].int()
-    if codes.shape[0] == 1:  # so that one compiled kernel reads (b, token) in both cases
+    if codes.shape[0] == 1:  # one compiled kernel then reads (b, token) in both cases
         codes = codes.expand(q.shape[0], -1)
     codes = codes.contiguous()
     bias_table, centre = table.t().contiguous(), positions.centre

@@ -1,8 +1,8 @@
 """Linear layers that keep less for the backward.
 
-torch keeps the input of every linear layer. Where that input is cheap to compute again, as the output of a LayerNorm
-or of an activation is, only what it was computed from is kept. Where LayerScale multiplies the output, the scale's
-gradient is read off the weight's, so that the output is not kept either:
+torch keeps the input of every linear layer. Where that input is cheap to recompute, as the output of a LayerNorm or of
+an activation is, only what it was computed from is kept. Where LayerScale multiplies the output, the scale's gradient
+is computed from the weight's, and the output is not kept either:
 
     out = y W^T + b,  G = grad^T y  =>  sum over tokens of grad * out = (W * G) summed over inputs + b * (grad summed)
 
@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .second_derivatives import gradients_with_graph, wants_graph
+
 
 def linears_after(
     before: nn.Module | None,
@@ -25,12 +27,12 @@ def linears_after(
     """
     `scale * linear(before(hidden_states))` for each of `linears`, keeping `hidden_states` alone for the backward.
 
-    The values are those of the modules called one after the other, to the bit. They are called so where there is no
-    backward, under torch.compile (whose partitioner recomputes by itself), and where a linear layer is of another
-    class (LoRA, quantised weights) or a module carries hooks.
+    The values equal those of the modules called one after the other, to the bit. The modules are called that way where
+    there is no backward, under torch.compile (whose partitioner recomputes by itself), and where a linear layer is of
+    another class (LoRA, quantised weights) or a module carries hooks.
 
     Args:
-        before (`nn.Module`, *optional*): a LayerNorm or an activation; it is computed a second time in the backward.
+        before (`nn.Module`, *optional*): a LayerNorm or an activation; it is recomputed in the backward.
         hidden_states (`torch.Tensor` of shape `(..., in_features)`).
         scale (`torch.Tensor` of shape `(out_features,)`, *optional*): LayerScale, for a single linear layer.
     """
@@ -68,8 +70,9 @@ class _LinearsAfter(torch.autograd.Function):
         return tuple(outputs) if scale is None else tuple(scale * output for output in outputs)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *grad_outputs):
+        if wants_graph():
+            return None, *_gradients_with_graph(ctx, grad_outputs)
         *sources, scale, weights = _split(ctx.saved_tensors)
         *needs_sources, needs_scale, needs = _split(ctx.needs_input_grad[1:])
         device = sources[0].device.type
@@ -113,6 +116,20 @@ class _LinearsAfter(torch.autograd.Function):
         return None, *grad_sources, grad_scale, *grad_weights
 
 
+def _gradients_with_graph(ctx, grad_outputs):
+    """The backward in operations that autograd knows, for second derivatives."""
+    device = ctx.saved_tensors[0].device.type
+
+    def forward(*arguments):
+        *sources, scale, weights = _split(arguments)
+        with torch.autocast(device, ctx.autocast, enabled=ctx.autocast is not None):
+            states = _compute(ctx.before, *sources)
+            outputs = [nn.functional.linear(states, *pair) for pair in zip(weights[::2], weights[1::2])]
+        return outputs if scale is None else [scale * output for output in outputs]
+
+    return gradients_with_graph(forward, ctx.saved_tensors, ctx.needs_input_grad[1:], grad_outputs)
+
+
 def _split(arguments: tuple) -> tuple:
     """hidden_states, norm_weight, norm_bias, scale, and the linear layers' weights and biases in turn."""
     return *arguments[:4], arguments[4:]
@@ -123,7 +140,7 @@ def _compute(before: nn.Module | None, hidden_states, norm_weight, norm_bias) ->
         return hidden_states
     if isinstance(before, nn.LayerNorm):
         return nn.functional.layer_norm(hidden_states, before.normalized_shape, norm_weight, norm_bias, before.eps)
-    return before.forward(hidden_states)  # not called: torch's module trackers do not bear it in a backward
+    return before.forward(hidden_states)  # torch's module hooks break when called inside backward
 
 
 def _cast(tensor: torch.Tensor | None, dtype: torch.dtype | None) -> torch.Tensor | None:

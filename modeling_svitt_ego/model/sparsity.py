@@ -247,10 +247,15 @@ def edge_attention_reference(
 
 
 def cls_row(q, k, v, table, positions: RelativePositions) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dense attention of the [CLS] query alone: context (B, H, 1, D) and attention (B, H, N) in float32 or wider."""
-    scores = (q[:, :, :1] @ k.transpose(-1, -2)).squeeze(2) * q.shape[-1] ** -0.5
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + positions.cls_row_bias(table)
-    attention = scores.softmax(-1)
+    """
+    Dense attention of the [CLS] query alone: context (B, H, 1, D) and attention (B, H, N) in float32 or wider.
+
+    The logits are computed in float32 or wider, so that every implementation keeps the same tokens when it prunes.
+    """
+    statistics = torch.promote_types(q.dtype, torch.float32)
+    query = q[:, :, :1].to(statistics) * q.shape[-1] ** -0.5
+    scores = (query @ k.to(statistics).transpose(-1, -2)).squeeze(2) + positions.cls_row_bias(table)
+    attention = (scores - scores.logsumexp(-1, keepdim=True)).exp()  # rounded as in block_attention.py
     return attention.to(v.dtype).unsqueeze(2) @ v, attention
 
 

@@ -88,6 +88,21 @@ def test_autocast_gives_the_values_of_the_modules_and_gradients_as_near_to_float
         assert error <= 2 * usual + 1e-3, name
 
 
+@pytest.mark.parametrize("before", ["layernorm", "gelu"])
+def test_second_derivatives_are_torchs_own(before):
+    """Catches a gradient penalty that is silently wrong: the loss is a sum, so no incoming gradient requires one."""
+    found = []
+    for name in ("by_modules", "lean"):
+        case = Case(before, 1, scaled=True).double()
+        states = case.states.double().requires_grad_()
+        (outputs,) = getattr(case, name)(states)
+        (gradient,) = torch.autograd.grad(outputs.sum(), states, create_graph=True)
+        leaves = [states, case.scale, case.linears[0].weight]
+        found.append(torch.autograd.grad(gradient.square().sum(), leaves))
+    for expected, gradient in zip(*found):
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_hooked_and_replaced_layers_are_called():
     """Catches adapters, quantised layers, recorders and offloading being passed by."""
     case = Case("layernorm", 2)

@@ -173,6 +173,31 @@ def test_a_pattern_without_blocks_leaves_cls_alone():
     assert all(g.isfinite().all() for g in torch.autograd.grad(out.square().sum(), (q, k, v, table)))
 
 
+@pytest.mark.parametrize("block_ids", [True, False], ids=["edges", "dense"])
+def test_second_derivatives_equal_the_references(block_ids):
+    """Catches a second derivative that is silently a constant: here no incoming gradient requires one."""
+    q, k, v, table, positions, ids, size = make_inputs(2, (2, 3, 5), 29, 6, 1, 2, True)
+    pattern = (ids, size) if block_ids else (torch.zeros(1, 1, dtype=torch.int64), 29)
+    found = []
+    for function in (edge_attention_reference, edge_attention if block_ids else dense_attention):
+        arguments = pattern if block_ids or function is edge_attention_reference else ()
+        out, _ = function(q, k, v, table, positions, *arguments)
+        grads = torch.autograd.grad(out.sum(), (q, k, v, table), create_graph=True)
+        penalty = sum(x.square().sum() for x in grads)
+        found.append(torch.autograd.grad(penalty, (q, k, v, table)))
+    for expected, gradient in zip(*found):
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_every_implementation_ranks_by_the_same_numbers_in_half_precision():
+    """Catches a scale before the product in one and after it in another: 24^-0.5 is not a power of two."""
+    q, k, v, table, positions, ids, size = make_inputs(2, (2, 7, 7), 98, 14, 1, 3, dtype=torch.bfloat16, dim=24)
+    expected = cls_row(q, k, v, table, positions)[1]
+    assert expected.dtype == torch.float32
+    assert torch.equal(edge_attention(q, k, v, table, positions, ids, size)[1], expected)
+    assert torch.equal(dense_attention(q, k, v, table, positions)[1], expected)
+
+
 def test_only_one_copy_of_each_input_is_kept_for_the_backward():
     """Catches gathered keys, an N x N index or a bias kept: beyond q, k, v and output only rows of one number are."""
     for per_sample in (False, True):
@@ -225,6 +250,48 @@ def test_many_lengths_stay_compiled_and_too_many_are_an_error(counted_flex, monk
     monkeypatch.setattr(flex_blocks, "_MAX_KERNELS", 12)
     with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
         flex_edge_attention(*make_inputs(1, (2, 3, 4), 22, 4, 1, 2, dtype=torch.float32))
+
+
+def test_flex_attention_refuses_edges_in_half_precision(flex_with_gradients):
+    """Catches a name that is offered and fails at the first backward, as FlexAttention's 64-wide blocks in bf16 do."""
+    inputs = make_inputs(1, (2, 3, 4), 24, 6, 1, 2, dtype=torch.bfloat16)
+    with pytest.raises(NotImplementedError, match="float32 only.*bfloat16.*attn_implementation='sdpa'"):
+        flex_edge_attention(*inputs)
+
+
+def test_a_pattern_of_each_clip_is_the_clips_pattern_alone():
+    """Catches a pattern of another clip, or -1 counted as a block, in the reference."""
+    q, k, v, table, positions, _, size = make_inputs(2, (2, 3, 5), 29, 6, 1, 2, True)
+    patterns = torch.tensor([[[0, 2]] * 5, [[1, -1]] * 5])
+    out, _ = edge_attention_reference(q, k, v, table, positions, patterns, size, True)
+    for b, ids in enumerate((patterns[0], patterns[1][:, :1])):
+        alone = RelativePositions(positions.window, positions.codes[b : b + 1])
+        expected, _ = edge_attention_reference(q[b : b + 1], k[b : b + 1], v[b : b + 1], table, alone, ids, size, True)
+        torch.testing.assert_close(out[b : b + 1], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="FlexAttention's compiled kernels have a backward and a logsumexp on GPUs only",
+)
+@pytest.mark.parametrize("is_dense", [False, True], ids=["edges-fp32", "dense-bf16"])
+def test_the_compiled_flex_kernels_gradients_equal_the_oracles_in_what_is_offered(is_dense):
+    """Catches a compiled backward that is wrong or missing where the implementation may be chosen."""
+    dtype = torch.bfloat16 if is_dense else torch.float32
+    exact = make_inputs(2, (4, 14, 14), 549, 56, 1, 3, True, dim=64)
+    leaves = [x.detach().to("cuda", dtype).requires_grad_() for x in exact[:3]]
+    leaves.append(exact[3].detach().cuda().float().requires_grad_())
+    pattern = (torch.zeros(1, 1, dtype=torch.int64), 549) if is_dense else exact[5:]
+    rounded = [x.detach().double().cpu().requires_grad_() for x in leaves]
+    expected, _ = edge_attention_reference(*rounded, exact[4], *pattern)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected_grads = torch.autograd.grad(expected, rounded, weight.double())
+    positions = RelativePositions(exact[4].window, exact[4].codes.cuda())
+    ids = (None,) if is_dense else (exact[5].cuda(), exact[6])
+    out, _ = flex_edge_attention(*leaves, positions, *ids)
+    for found, target in zip(torch.autograd.grad(out, leaves, weight.cuda()), expected_grads):
+        assert (found.double().cpu() - target).norm() < (2e-2 if is_dense else 5e-3) * target.norm()
 
 
 @pytest.mark.gpu

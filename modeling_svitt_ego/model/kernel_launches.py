@@ -1,0 +1,60 @@
+"""How the attention kernels are launched: tile sizes, warps and pipeline stages, by head dim and precision.
+
+The defaults were chosen without a GPU, from what ptxas reports: no register is spilled on sm_80 and sm_90. Values that
+were tuned on a card replace them through [`use_launches`].
+"""
+
+from dataclasses import dataclass
+
+KERNELS = ("patches_forward", "query_gradients", "key_gradients", "table_gradient")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Tile of queries (BM) and of keys (BN), and how a kernel is compiled."""
+
+    BM: int
+    BN: int
+    num_warps: int = 4
+    num_stages: int = 1
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def default_launch(kernel: str, is_float32: bool, head_dim: int, is_hopper: bool) -> Launch:
+    """
+    Args:
+        kernel (`str`): one of `KERNELS`.
+        is_float32 (`bool`): float32 products run on the FMA units, with whole operands in registers.
+        head_dim (`int`): padded to a power of two.
+        is_hopper (`bool`): compute capability 9.0 and above, whose matrix units read operands from shared memory.
+    """
+    is_wide = head_dim > 64
+    if is_float32:
+        return Launch(16, 16, num_warps=8) if is_wide else Launch(32, 32, num_warps=8)
+    if kernel == "table_gradient":
+        return Launch(64, 32 if is_hopper and not is_wide else 16)
+    num_warps = 8 if is_wide else 4
+    if kernel == "key_gradients":
+        return Launch(32, 64, num_warps)
+    if kernel == "patches_forward" and is_hopper and not is_wide:
+        return Launch(64, 64, num_warps)
+    return Launch(64, 32, num_warps)
+
+
+_tuned: dict[tuple[str, bool, int], Launch] = {}
+
+
+def launch_of(kernel: str, is_float32: bool, head_dim: int, is_hopper: bool) -> Launch:
+    return _tuned.get((kernel, is_float32, head_dim)) or default_launch(kernel, is_float32, head_dim, is_hopper)
+
+
+def use_launches(launches: dict[tuple[str, bool, int], Launch]) -> None:
+    """Replaces the defaults of some (kernel, is_float32, head_dim) in this process; an empty dict restores all."""
+    unknown = [key for key in launches if key[0] not in KERNELS]
+    if unknown:
+        raise ValueError(f"{unknown} name no kernel; the kernels are {', '.join(KERNELS)}.")
+    _tuned.clear()
+    _tuned.update(launches)

@@ -1,0 +1,72 @@
+"""Every kernel compiled for cards that are not there: it compiles, and no register is spilled on A100 and H100."""
+
+import pytest
+
+from .conftest import INTERPRETED
+
+pytest.importorskip("triton", reason="the kernels need triton, which has no wheel for this platform")
+if INTERPRETED:
+    pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
+
+from modeling_svitt_ego.model import edge_gradient_kernels, edge_kernels
+from modeling_svitt_ego.model.kernel_launches import KERNELS, launch_of
+
+from .compiled import resources
+
+# What the kernels are asked for: bias looked up (ids per sample) or from tiles (shared ids), and every block attended.
+VARIANTS = {
+    "patches_forward": {
+        "lookup": dict(DENSE=False, TILED=False, SINK=False),
+        "tiles": dict(DENSE=False, TILED=True, SINK=False),
+        "sinks": dict(DENSE=False, TILED=False, SINK=True),
+        "dense": dict(DENSE=True, TILED=False, SINK=False),
+    },
+    "query_gradients": {
+        "lookup": dict(DENSE=False, TILED=False, SINK=False, WITH_TABLE=True, FIXED=False),
+        "tiles": dict(DENSE=False, TILED=True, SINK=False, WITH_TABLE=False, FIXED=False),
+        "sinks": dict(DENSE=False, TILED=False, SINK=True, WITH_TABLE=True, FIXED=False),
+        "fixed": dict(DENSE=False, TILED=False, SINK=False, WITH_TABLE=True, FIXED=True),
+        "dense": dict(DENSE=True, TILED=False, SINK=False, WITH_TABLE=True, FIXED=False),
+    },
+    "key_gradients": {
+        "lookup": dict(DENSE=False, TILED=False),
+        "tiles": dict(DENSE=False, TILED=True),
+        "dense": dict(DENSE=True, TILED=False),
+    },
+    "table_gradient": {
+        "tiles": dict(DENSE=False, FIXED=False),
+        "fixed": dict(DENSE=False, FIXED=True),
+        "dense": dict(DENSE=True, FIXED=False),
+    },
+}
+CASES = [(kernel, variant) for kernel in KERNELS for variant in VARIANTS[kernel]]
+
+
+def attention_resources(kernel, variant, precision, head_dim, capability):
+    constants = VARIANTS[kernel][variant]
+    launch = launch_of(kernel, precision == "fp32", head_dim, capability >= 90)
+    constants = constants | dict(
+        D=head_dim, DP=head_dim, G=64 if variant == "dense" else 56, BM=launch.BM, BN=launch.BN
+    )
+    module = edge_kernels if hasattr(edge_kernels, kernel) else edge_gradient_kernels
+    pointers = {"TABLE_GRAD": "*i64"} if constants.get("FIXED") else {}
+    return resources(getattr(module, kernel), constants, precision, capability, pointers, **launch.options)
+
+
+@pytest.mark.parametrize(("kernel", "variant"), CASES)
+def test_the_base_models_attention_spills_no_register(kernel, variant):
+    """Catches a tile too large for the registers: heads of 64 in bf16."""
+    for capability in (80, 90, 100):
+        used = attention_resources(kernel, variant, "bf16", 64, capability)
+        assert capability == 100 or used["spilled"] == 0, (capability, used)
+        assert used["shared"] <= 99 * 1024, (capability, used)  # a consumer card's limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
+@pytest.mark.parametrize(("kernel", "variant"), CASES)
+def test_attention_of_every_head_dim_and_precision_spills_no_register(kernel, variant, head_dim, precision):
+    for capability in (80, 90):
+        used = attention_resources(kernel, variant, precision, head_dim, capability)
+        assert used["spilled"] == 0, (capability, used)
