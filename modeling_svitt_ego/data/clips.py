@@ -26,6 +26,7 @@ MAX_REPLACEMENTS = 10  # bad clips in a row in one slot before it is given up
 # be read, each is one more failure on the way to `max_failure_share`.
 SCENE_REPLACEMENTS = 1
 REPLACEMENT_DRAWS = 8
+TEXT_STREAM = 1 << 20  # the seed of a drawn text, apart from those of crops and flips
 
 
 class EgoClipDataset(Dataset):
@@ -51,6 +52,9 @@ class EgoClipDataset(Dataset):
         max_failure_share (`float`): With `"skip"`, `TooManyClipFailures` is raised above this share of failed reads
             (of at least 100 reads).
         failure_log (`str`, *optional*): File for the list of failures, JSON lines.
+        texts (*optional*): Another text for a row each time it is drawn, such as [`RelevantSentences`] or
+            [`Rephrasings`] over the same rows: `texts.draw(row, seed)` returns the entries of the example that it
+            replaces.
     """
 
     COLUMNS = ("video_uid", "clip_start", "clip_end", "narration_time", "clip_text", "tag_verb", "tag_noun")
@@ -66,6 +70,7 @@ class EgoClipDataset(Dataset):
         max_failure_share: float = 0.05,
         failure_log: str | os.PathLike | None = None,
         num_views: int = 1,
+        texts=None,
     ) -> None:
         if num_frames < 1:
             raise ValueError(f"num_frames ({num_frames}) must be at least 1.")
@@ -78,6 +83,9 @@ class EgoClipDataset(Dataset):
         missing = {"video_uid", "clip_start", "clip_end"} - set(table.column_names)
         if missing:
             raise ValueError(f"The table lacks the column(s) {sorted(missing)}; it has {table.column_names}.")
+        if texts is not None and len(texts) != len(table):
+            raise ValueError(f"The texts are for {len(texts)} rows, but the table has {len(table)}.")
+        self.texts = texts
         self.table = table.select_columns([name for name in self.COLUMNS if name in table.column_names])
         self.store = store
         self.num_frames = num_frames
@@ -119,6 +127,8 @@ class EgoClipDataset(Dataset):
             self.failures.count_read()
             try:
                 example = {**self._read(annotation, seed), "index": row, "seed": seed}
+                if self.texts is not None:
+                    example |= self.texts.draw(row, derive_seed(seed, TEXT_STREAM))
             except (ClipReadError, OSError) as error:
                 if self.on_error == "raise":
                     raise
