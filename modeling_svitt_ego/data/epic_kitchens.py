@@ -37,6 +37,12 @@ REQUIRED = (
     "narration_id video_id start_timestamp stop_timestamp narration verb verb_class noun noun_class all_nouns "
     "all_noun_classes"
 ).split()
+PLACES = ("narration_id", "video_id", "start_timestamp", "stop_timestamp")
+NO_LABELS = {
+    **dict.fromkeys(("clip_text", "verb", "noun"), ""),
+    **dict.fromkeys(("verb_class", "noun_class"), -1),
+    **dict.fromkeys(("all_nouns", "all_noun_classes"), ()),
+}
 _TIMESTAMP = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)", re.ASCII)
 # Published versions of the sentence file name their two columns differently.
 SENTENCE_HEADERS = (("narration_id", "narration"), ("index", "sentence"))
@@ -46,7 +52,7 @@ class EpicKitchensBuilder(AnnotationBuilder):
     """EPIC-KITCHENS-100 csv → Arrow. Raise VERSION whenever the parsing changes."""
 
     NAME = "epic_kitchens"
-    VERSION = datasets.Version("1.0.0")
+    VERSION = datasets.Version("1.1.0")
 
     def _info(self):
         return datasets.DatasetInfo(
@@ -54,7 +60,7 @@ class EpicKitchensBuilder(AnnotationBuilder):
         )
 
     def tables(self, rejected: list[RejectedLine]) -> Iterator[pa.Table]:
-        rows = list(read_clips(self.files[0]))
+        rows = list(read_clips(self.files[0], self.options.get("labelled", True)))
         if len(self.files) == 2:
             rows = list(read_sentences(self.files[1], {row["narration_id"]: row for row in rows}))
         for i in range(0, len(rows), 1000):
@@ -67,6 +73,7 @@ def load_epic_kitchens(
     split: str = "test",
     streaming: bool = False,
     cache_dir: str | None = None,
+    labelled: bool = True,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load EPIC-KITCHENS-100 annotations.
 
@@ -79,20 +86,24 @@ def load_epic_kitchens(
         split (`str`): Name of the split.
         streaming (`bool`): Return an `IterableDataset`.
         cache_dir (`str`, *optional*): Where the Arrow file goes.
+        labelled (`bool`): False reads a file without narrations and classes, such as `EPIC_100_test_timestamps.csv`:
+            texts are then empty and classes -1.
     """
     files = [check_readable(csv, "EPIC-KITCHENS file")]
     if sentence_csv is not None:
         files.append(check_readable(sentence_csv, "EPIC-KITCHENS sentence file"))
-    return build(EpicKitchensBuilder(files, split, None, cache_dir), streaming, strict=True)
+    options = None if labelled else {"labelled": False}
+    return build(EpicKitchensBuilder(files, split, options, cache_dir), streaming, strict=True)
 
 
-def read_clips(path: str) -> Iterator[dict]:
+def read_clips(path: str, labelled: bool = True) -> Iterator[dict]:
     """Yield one checked row per action."""
     seen = set()
-    for line, cells in _read_csv(path, lambda header: [name for name in REQUIRED if name not in header]):
+    needed = REQUIRED if labelled else PLACES
+    for line, cells in _read_csv(path, lambda header: [name for name in needed if name not in header]):
         where = f"{path!r}, line {line}"
         if cells["narration_id"] in seen:
-            raise ValueError(f"{where}: narration_id {cells['narration_id']!r} stands there twice.")
+            raise ValueError(f"{where}: narration_id {cells['narration_id']!r} occurs twice.")
         seen.add(cells["narration_id"])
         try:
             yield {
@@ -100,18 +111,24 @@ def read_clips(path: str) -> Iterator[dict]:
                 "video_uid": check_video_uid(cells["video_id"]),
                 "clip_start": parse_timestamp(cells["start_timestamp"]),
                 "clip_end": parse_timestamp(cells["stop_timestamp"]),
-                "clip_text": cells["narration"],
-                "verb": cells["verb"],
-                "verb_class": _class_number(cells["verb_class"]),
-                "noun": cells["noun"],
-                "noun_class": _class_number(cells["noun_class"]),
-                "all_nouns": _list_of(cells["all_nouns"], str),
-                "all_noun_classes": _list_of(cells["all_noun_classes"], int),
+                **(_labels(cells) if labelled else NO_LABELS),
             }
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     if not seen:
         raise ValueError(f"{path!r} has a header but no rows.")
+
+
+def _labels(cells: dict[str, str]) -> dict:
+    return {
+        "clip_text": cells["narration"],
+        "verb": cells["verb"],
+        "verb_class": _class_number(cells["verb_class"]),
+        "noun": cells["noun"],
+        "noun_class": _class_number(cells["noun_class"]),
+        "all_nouns": _list_of(cells["all_nouns"], str),
+        "all_noun_classes": _list_of(cells["all_noun_classes"], int),
+    }
 
 
 def read_sentences(path: str, clips: dict[str, dict]) -> Iterator[dict]:
@@ -123,7 +140,7 @@ def read_sentences(path: str, clips: dict[str, dict]) -> Iterator[dict]:
     for line, cells in _read_csv(path, missing):
         key, name = next(names for names in SENTENCE_HEADERS if set(names) <= set(cells))
         if cells[key] not in clips:
-            raise ValueError(f"{path!r}, line {line}: {cells[key]!r} is no narration_id of the clips.")
+            raise ValueError(f"{path!r}, line {line}: {cells[key]!r} is not a narration_id of the clips.")
         yield {**clips[cells[key]], "clip_text": cells[name]}
 
 
@@ -144,7 +161,14 @@ def _read_csv(path: str, missing) -> Iterator[tuple[int, dict[str, str]]]:
             header = next(reader, [])
             if absent := missing(header):
                 shown = ",".join(header)[:200]
-                raise ValueError(f"{path!r} lacks the column(s) {absent}; its comma-separated header is {shown!r}.")
+                without = (
+                    "; a file without classes cannot be scored, read it with labelled=False"
+                    if ("verb_class" in absent and "narration_id" in header)
+                    else ""
+                )
+                raise ValueError(
+                    f"{path!r} lacks the column(s) {absent}; its comma-separated header is {shown!r}{without}."
+                )
             for cells in reader:
                 if len(cells) != len(header):
                     raise ValueError(f"{path!r}, line {reader.line_num}: {len(cells)} cells instead of {len(header)}.")

@@ -17,24 +17,58 @@ LABEL_COLUMNS = ("video_uid", "clip_start", "clip_end", "label")
 class LabelledClips:
     """
     Args:
-        table (`datasets.Dataset`): `video_uid`, `clip_start`, `clip_end`.
-        classes (`dict[str, np.ndarray]`): class numbers of every clip: `verb` and `noun`, or `label`.
+        table (`datasets.Dataset`): `video_uid`, `clip_start`, `clip_end` (seconds).
+        classes (`dict[str, np.ndarray]`): by head (`verb`, `noun`, `action`, or `label`) the class of every clip,
+            `(num_clips,)`; or, where a clip may have several, a mask `(num_clips, num_classes)`, bool.
         label_names (`list[str]`): of the classes of `label`.
         num_left_out (`int`): rows of the file without exactly one verb and one noun.
+        names (`dict[str, list[str]]`): of the classes of other heads, where the benchmark's files have them.
+        benchmark (`str`): its name in reports.
+        metric (`str`): what the benchmark's papers report of the last head: `top1`, `mean_class` or `map`.
     """
 
     table: datasets.Dataset
     classes: dict[str, np.ndarray]
     label_names: list[str] = field(default_factory=list)
     num_left_out: int = 0
+    names: dict[str, list[str]] = field(default_factory=dict)
+    benchmark: str = "video-classification"
+    metric: str = "top1"
+
+    def __post_init__(self):
+        for head, labels in self.classes.items():
+            if len(labels) != len(self.table):
+                raise ValueError(f"There are {len(labels)} labels of '{head}' for {len(self.table)} clips.")
+
+    @property
+    def is_multi_label(self) -> bool:
+        return any(labels.ndim == 2 for labels in self.classes.values())
+
+    def class_names(self, head: str) -> list[str]:
+        """Empty where the benchmark's files have none."""
+        return self.label_names if head == "label" else self.names.get(head, [])
+
+    def num_classes(self, head: str) -> int:
+        """As many as there are names; without names, one more than the highest number that occurs."""
+        labels = self.classes[head]
+        if labels.ndim == 2:
+            return labels.shape[1]
+        return max(len(self.class_names(head)), int(labels.max(initial=-1)) + 1)
 
 
 def load_labelled_clips(path: str | os.PathLike) -> LabelledClips:
     """
     Clips and their classes, from `egoclip.csv` (rows with one verb and one noun tag), from EPIC-KITCHENS'
-    `EPIC_100_validation.csv`, or from a csv with the columns video_uid, clip_start, clip_end (seconds) and label.
+    `EPIC_100_validation.csv`, from EGTEA Gaze+'s `test_split1.txt`, from Charades-Ego's
+    `CharadesEgo_v1_test_only1st.csv` (by video), or from a csv with the columns video_uid, clip_start, clip_end
+    (seconds) and label.
     """
+    from .charades_ego import load_charades_ego
+    from .egtea import load_egtea
+
     path = os.fspath(path)
+    if path.lower().endswith(".txt"):
+        return load_egtea(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             first = file.readline().rstrip("\r\n")
@@ -52,11 +86,13 @@ def load_labelled_clips(path: str | os.PathLike) -> LabelledClips:
     if "narration_id" in header:
         table = load_epic_kitchens(path)
         classes = {"verb": np.array(table["verb_class"]), "noun": np.array(table["noun_class"])}
-        return LabelledClips(_places(table), classes)
+        return LabelledClips(_places(table), classes, benchmark="ek100-cls")
+    if {"id", "actions", "length"} <= set(header):
+        return load_charades_ego(path)
     if set(LABEL_COLUMNS) <= set(header):
         return _read_labels(path)
     raise ValueError(
-        f"{path!r} is not an egoclip.csv, an EPIC-KITCHENS csv or a csv with {', '.join(LABEL_COLUMNS)}; its "
+        f"{path!r} is not an egoclip.csv, an EPIC-KITCHENS csv, a Charades-Ego csv or a csv with {', '.join(LABEL_COLUMNS)}; its "
         f"header is {first[:200]!r}."
     )
 

@@ -7,6 +7,13 @@ Ego4D videos are stored whole or cut into chunks, and every code base cuts them 
     lavila      <uid>.mp4/<s>.mp4     s = 0, 300 …      chunks of 300 s, named by their start
     avion       <uid>.mp4/<s>.mp4     s = 0, 15 …       chunks of 15 s (60 s also seen), named by their start
 
+The other corpora of first-person video sort them into a folder for each kitchen or session. These are not found by
+looking; name them:
+
+    epic        P01/videos/P01_01.MP4                   EPIC-KITCHENS as it is downloaded
+    epic-avion  P01/P01_01.MP4/<s>.MP4                  EPIC-KITCHENS as AVION cuts it, chunks of 15 s
+    egtea       OP01-R01-PastaSalad/<clip>.mp4          EGTEA Gaze+'s trimmed clips; the clip's name is the uid
+
 Times are seconds from the start of the *source* video everywhere outside this file; inside a chunk they count from
 the chunk's first frame. No frame rate is assumed: the reader goes by the file's own timestamps.
 """
@@ -18,6 +25,7 @@ import functools
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,10 +48,12 @@ class Layout:
 
     Args:
         name (`str`): What to call it in messages.
-        folder (`str`): The video's folder below the root, with `{uid}`; empty if the video is one file in the root.
+        folder (`str`): The video's folder below the root, with `{uid}` or `{group}`; empty if the video is one file in
+            the root.
         named_by (`str`): `"uid"` (one file), `"index"` (chunks 0, 1, 2 …) or `"start"` (chunks named by their start).
         chunk_seconds (`float`): Nominal length of a chunk in seconds; `inf` for an undivided video.
         suffix (`str`): File name ending, with the dot.
+        group (`str`): A pattern whose first group, found at the start of the uid, is `{group}` in `folder`.
     """
 
     name: str
@@ -51,14 +61,24 @@ class Layout:
     named_by: str
     chunk_seconds: float
     suffix: str = ".mp4"
+    group: str = ""
 
     def path(self, video_root: str | os.PathLike, video_uid: str, chunk: int) -> Path:
         """The file that holds chunk number `chunk` of the video."""
         check_video_uid(video_uid)
+        folder = Path(video_root) / self.folder.format(uid=video_uid, group=self._group_of(video_uid))
         if self.named_by == "uid":
-            return Path(video_root) / f"{video_uid}{self.suffix}"
+            return folder / f"{video_uid}{self.suffix}"
         name = chunk if self.named_by == "index" else _plain_number(chunk * self.chunk_seconds)
-        return Path(video_root) / self.folder.format(uid=video_uid) / f"{name}{self.suffix}"
+        return folder / f"{name}{self.suffix}"
+
+    def _group_of(self, video_uid: str) -> str:
+        if not self.group:
+            return ""
+        match = re.match(self.group, video_uid)
+        if match is None:
+            raise ValueError(f"video_uid {video_uid!r} is not of the layout {self.name!r} (pattern {self.group!r}).")
+        return match.group(1)
 
     def chunk_of(self, time: float) -> int:
         """Number of the chunk in which `time` (seconds of the source video) falls."""
@@ -74,6 +94,9 @@ LAYOUTS = {
     "egovlp": Layout("egovlp", "{uid}", "index", 600.0),
     "lavila": Layout("lavila", "{uid}.mp4", "start", 300.0),
     "avion": Layout("avion", "{uid}.mp4", "start", 15.0),
+    "epic": Layout("epic", "{group}/videos", "uid", math.inf, ".MP4", r"([^_]+)_"),
+    "epic-avion": Layout("epic-avion", "{group}/{uid}.MP4", "start", 15.0, ".MP4", r"([^_]+)_"),
+    "egtea": Layout("egtea", "{group}", "uid", math.inf, ".mp4", r"([^-]+-[^-]+-[^-]+)-"),
 }
 
 
@@ -101,7 +124,8 @@ def find_layout(video_root: str | os.PathLike, num_videos: int = 64) -> Layout:
             break
     if not examples:
         raise FileNotFoundError(
-            f"No video found in {str(root)!r}: expected <uid>.mp4, <uid>/<n>.mp4 or <uid>.mp4/<start>.mp4."
+            f"No video found in {str(root)!r}: expected <uid>.mp4, <uid>/<n>.mp4 or <uid>.mp4/<start>.mp4. Other "
+            f"layouts are not found by looking; name one of {sorted(LAYOUTS)}."
         )
     if len(examples) > 1:
         found = "; ".join(f"{len(paths)} x {kind}, such as {paths[0].name!r}" for (kind, _), paths in examples.items())

@@ -213,7 +213,7 @@ def test_epic_sentences_take_their_classes_from_the_clips(tmp_path, header):
     table = load_epic_kitchens(epic(tmp_path / "e.csv"), sentences, cache_dir=str(tmp_path))
     assert table["clip_text"][:] == ["take knife and fork"] and table["all_noun_classes"][:] == [[4, 8]]
     bad = epic(tmp_path / "b.csv", ["P99_1,open"], header)
-    with pytest.raises(ValueError, match="b.csv', line 2: 'P99_1' is no narration_id"):
+    with pytest.raises(ValueError, match="b.csv', line 2: 'P99_1' is not a narration_id"):
         load_epic_kitchens(tmp_path / "e.csv", bad, cache_dir=str(tmp_path))
 
 
@@ -225,7 +225,7 @@ def test_epic_sentences_take_their_classes_from_the_clips(tmp_path, header):
         ("00:00:01.89", "1.89", "line 2: '1.89' is not a time"),
         ("take,0,plate", "take,zero,plate", "line 2: 'zero' is not a class number"),
         ("P01,P01_11,00:00:00.740", "P01,../x,00:00:00.740", r"line 2: .*'\.\./x'"),
-        ("P01_11_1,", "P01_11_0,", "line 3: narration_id 'P01_11_0' stands there twice"),
+        ("P01_11_1,", "P01_11_0,", "line 3: narration_id 'P01_11_0' occurs twice"),
         (",[2]", "", "line 2: 14 cells instead of 15"),
         ("narration_id,", "id,", r"lacks the column\(s\) \['narration_id'\]"),
     ],

@@ -106,3 +106,29 @@ def test_a_class_beyond_the_list_of_classes_is_named(tmp_path):
     dataset = EgoClipDataset(training_table(clips), VideoStore(tmp_path / "videos"))
     with pytest.raises(ValueError, match="verb tag 97 is not below num_verbs"):
         RetrievalCollator(build_processor(["fly kite"]))([dataset[0]])
+
+
+def test_a_file_without_labels_is_read_only_if_asked(tmp_path):
+    """The published test timestamps have no narration and no classes; they must not be taken for a benchmark."""
+    path = tmp_path / "EPIC_100_test_timestamps.csv"
+    path.write_text(
+        "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,"
+        "stop_frame\nP01_11_0,P01,P01_11,00:00:00.560,00:00:00.00,00:00:01.890,1,113\n"
+    )
+    with pytest.raises(ValueError, match="labelled=False"):
+        load_epic_kitchens(path)
+    (row,) = load_epic_kitchens(path, labelled=False)
+    assert row["video_uid"] == "P01_11" and row["clip_end"] == 1.89
+    assert row["verb_class"] == row["noun_class"] == -1 and row["all_noun_classes"] == [] and row["clip_text"] == ""
+
+
+def test_a_missing_class_is_named(tmp_path):
+    clips = [("open door", "open", "", ["door"], [8])]
+    with pytest.raises(ValueError, match="line 2: '' is not a class number"):
+        write_ek100(tmp_path, clips)
+
+
+def test_lists_of_phrases_are_read(tmp_path):
+    """Cells such as "['picking up', 'cup, small']" are lists with commas inside of words."""
+    clips = [("pick up cup, small", "picking up", 0, ["picking up", "cup, small"], [1, 2])]
+    assert write_ek100(tmp_path, clips)[0][0]["all_nouns"] == ["picking up", "cup, small"]
