@@ -140,7 +140,7 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
 
 
 def _open_classification(arguments: argparse.Namespace) -> Opened:
-    from ..data.labelled_clips import load_labelled_clips
+    from ..data.labelled_files import load_labelled_clips
     from ..data.taxonomy import read_taxonomy
     from ..evaluation.video_classification import HeadEvaluator, ZeroShotEvaluator, make_tasks
     from ..weights.loading import architectures, local_folder

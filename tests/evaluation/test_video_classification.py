@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modeling_svitt_ego.data.labelled_clips import load_labelled_clips
+from modeling_svitt_ego.data.labelled_files import load_labelled_clips
 from modeling_svitt_ego.data.taxonomy import Taxonomy
 from modeling_svitt_ego.evaluation.encoding import Encoder
 from modeling_svitt_ego.evaluation.prompts import class_words, make_prompts, plain_words, third_person
