@@ -42,7 +42,14 @@ class FailureLog:
         self.max_share = max_share
         self.min_reads = min_reads
         self.path = Path(path or os.path.join(tempfile.gettempdir(), f"clip-failures-{uuid.uuid4().hex}.jsonl"))
+        self._path_given = path is not None
         self._counts = torch.zeros(NUM_SLOTS, 3, dtype=torch.int64).share_memory_()  # reads, failures, moved
+
+    def keep_in(self, folder: str | os.PathLike) -> None:
+        """Writes the list to `clip_failures.jsonl` in a folder, unless a path was given or the list was begun."""
+        if not self._path_given and not self.path.exists():
+            self.path = Path(folder) / "clip_failures.jsonl"
+            self.path.parent.mkdir(parents=True, exist_ok=True)
 
     @property
     def num_reads(self) -> int:

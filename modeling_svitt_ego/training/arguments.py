@@ -1,32 +1,40 @@
 """The options of a training run: `TrainingArguments` with the published recipe and our own fields."""
 
+import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
 @dataclass
 class SViTTEgoTrainingArguments(TrainingArguments):
     """
-    `TrainingArguments` with the published recipe's optimiser as default (AdamW 3e-5, weight decay 0.02) and:
+    `TrainingArguments` with the published recipe's optimizer as default (AdamW 3e-5, weight decay 0.02) and:
 
     Args:
-        scene_aware_negatives (`bool`): half of each batch are partners, each from the video and the 60 seconds of a
-            clip of the other half (EgoVLP, arXiv:2206.01670): hard negatives that share the background.
+        scene_aware_negatives (`bool`): half of each batch are partners, each from the same video and the same 60
+            seconds as a clip of the other half (EgoVLP, arXiv:2206.01670): hard negatives that share the background.
         shared_noun_share (`float`): without scene-aware negatives, share of the batches whose clips all share a noun,
-            so that the verb must tell them apart.
-        scene_seconds (`float`): how near in time a partner is: both lie in the same window of this many seconds.
+            so that only the verb tells them apart.
+        scene_seconds (`float`): how near in time a partner is: both start in the same window of this many seconds.
         muon_learning_rate (`float`, *optional*): trains the layers' weight matrices with Muon at this rate and the
-            rest with AdamW at `learning_rate` (optimization.py): for training from scratch.
+            rest with AdamW at `learning_rate` (optimization.py), for training from scratch.
         contrastive_batch_size (`int`, *optional*): clips that are contrasted with each other, over all processes. Each
             process takes its share in micro-batches of `per_device_train_batch_size` by gradient caching: loss and
             gradients are those of the large batch, device memory is that of a micro-batch (gradient_caching.py says
             what it costs on the host). Without it, the batches of all processes are contrasted:
             `per_device_train_batch_size` times the number of processes.
         contrastive_weight, vtm_weight, mlm_weight (`float`, *optional*): weights of the objectives; the model's
-            configuration decides where they are not given. One of weight 0 is not computed.
+            configuration decides where they are not given. An objective of weight 0 is not computed.
         temporal_stages (`str`, *optional*): `start:num_frames:keep_rate:num_random_blocks` for each stage, e.g.
             `"0:4:0.7:3,0.5:8:0.6:5"`; see temporal_stages.py.
+        overwrite_output_dir (`bool`): start over in a folder that holds checkpoints, which are deleted. Otherwise such
+            a run is refused.
+        resume_changed (`bool`): resume although data, seed, batch or number of processes differ from those of the run
+            that wrote the checkpoint. Another vocabulary is always refused.
+        dataloader_drop_last (`bool`): of training only, where an incomplete contrastive batch has another loss.
+            Evaluation and prediction keep every row.
         logging_nan_inf_filter (`bool`): off: a loss that is not finite stops the run and names its clips.
         ddp_find_unused_parameters (`bool`): off: parameters that no objective reaches are frozen instead.
     """
@@ -50,11 +58,21 @@ class SViTTEgoTrainingArguments(TrainingArguments):
     temporal_stages: str | None = field(
         default=None, metadata={"help": "start:num_frames:keep_rate:num_random_blocks of each stage, comma separated."}
     )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the checkpoints of another run in output_dir and start over."}
+    )
+    resume_changed: bool = field(
+        default=False, metadata={"help": "Resume although data, seed, batch or processes are not the stopped run's."}
+    )
     logging_nan_inf_filter: bool = field(default=False)
     ddp_find_unused_parameters: bool | None = field(default=False)
 
     def __post_init__(self):
+        if not torch.accelerator.is_available():
+            # Otherwise processes that torchrun launches on a CPU would each train alone, into the same folder.
+            self.use_cpu = True
         super().__post_init__()
+        _refuse_lost_processes(self.world_size)
         if self.contrastive_batch_size is None:
             return
         size, rows, world = self.contrastive_batch_size, self.per_device_train_batch_size, self.world_size
@@ -76,3 +94,20 @@ class SViTTEgoTrainingArguments(TrainingArguments):
     def contrastive_share(self) -> int:
         """Clips of a contrastive batch that each process takes."""
         return self.contrastive_batch_size // self.world_size
+
+
+def _refuse_lost_processes(world_size: int) -> None:
+    """Raises if a launcher was asked for several processes and this one does not know of the others."""
+    if world_size > 1:
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"The launcher started {os.environ['WORLD_SIZE']} processes, but they did not join: each would train "
+            "alone. On a CPU give --use_cpu; on GPUs check torch.cuda.is_available()."
+        )
+    # accelerate sets the address of a main process only if it was asked for several.
+    if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        raise ValueError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says. For several on a CPU use "
+            "torchrun --nproc_per_node 2 SCRIPT …"
+        )

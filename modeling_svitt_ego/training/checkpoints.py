@@ -1,32 +1,26 @@
-"""What transformers' Trainer lacks to never lose a run: whole checkpoints or none, and leaving well on SIGTERM.
+"""Checkpoints that are whole or absent: written to another folder, flushed to the disk and renamed.
 
-The Trainer writes into `checkpoint-N` itself, so a kill in the middle leaves half a checkpoint that `resume` takes for
-the newest. Its own just-in-time checkpoint (`enable_jit_checkpoint`) saves between a step's backward and its update,
-from where a run does not continue bit for bit; here it is always after a step.
+The Trainer writes into `checkpoint-N` itself, so that a kill in the middle leaves half a checkpoint, which `resume`
+takes for the newest.
 """
 
 import os
 import shutil
-import signal
-import sys
-import threading
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
-UNFINISHED = "unfinished"  # folder beside the checkpoints; nothing ever resumes from it
+from .manifest import CheckpointError, write_manifest
 
-
-class CheckpointError(OSError):
-    """A checkpoint could not be written; those from before are intact."""
+UNFINISHED = "unfinished"  # folder in the run's folder; nothing ever resumes from it
 
 
 class CheckpointsWrittenAside:
     """
-    For a `Trainer`: checkpoints are written to `unfinished/checkpoint-N`, flushed to the disk and renamed.
+    For a `Trainer` with `run_facts()`: checkpoints are written to `unfinished/checkpoint-N` with a manifest, flushed
+    to the disk and renamed.
 
     Raises [`CheckpointError`] with the free space and the newest whole checkpoint if one cannot be written.
     """
@@ -44,11 +38,14 @@ class CheckpointsWrittenAside:
         if args.should_save:
             shutil.rmtree(run_dir / UNFINISHED, ignore_errors=True)  # of a run that was killed
         self.accelerator.wait_for_everyone()
-        self._run_dir, args.push_to_hub = str(run_dir / UNFINISHED), False  # the push is from the final place
+        self._run_dir, args.push_to_hub = str(run_dir / UNFINISHED), False  # pushed from its final place
         try:
             super()._save_checkpoint(model, trial)
             self._name_best_checkpoint(aside, run_dir)
-            flush_to_disk(aside)
+            self.accelerator.wait_for_everyone()  # every process has written its random state
+            if args.should_save:
+                write_manifest(aside, self.run_facts())
+                flush_to_disk(aside)
         except Exception as error:
             free = shutil.disk_usage(run_dir).free
             if args.should_save:
@@ -60,13 +57,8 @@ class CheckpointsWrittenAside:
             ) from error
         finally:
             self._run_dir, args.push_to_hub = None, push_to_hub
-        self.accelerator.wait_for_everyone()  # every process has written its random state
         if args.should_save:
-            replaced = run_dir / UNFINISHED / "replaced"
-            if final.exists():  # the same step saved again
-                final.rename(replaced)
-            aside.rename(final)
-            shutil.rmtree(run_dir / UNFINISHED)
+            put_in_place(aside, final)
             rotate_checkpoints(
                 output_dir=str(run_dir),
                 save_total_limit=args.save_total_limit,
@@ -78,7 +70,7 @@ class CheckpointsWrittenAside:
             self._push_from_checkpoint(str(final))
 
     def _name_best_checkpoint(self, aside: Path, run_dir: Path) -> None:
-        """The Trainer looked for the best checkpoint beside the one being written, among the unfinished."""
+        """The Trainer looked for the best checkpoint in the folder being written to, among the unfinished."""
         step = self.state.best_global_step
         if not step:
             return
@@ -91,10 +83,28 @@ class CheckpointsWrittenAside:
                 state.save_to_json(str(aside / "trainer_state.json"))
 
 
+def put_in_place(aside: Path, final: Path) -> None:
+    """
+    Renames a finished checkpoint to its final name, and removes the one of the same step that it replaces.
+
+    A folder cannot be renamed over another. In between, the former checkpoint is called `checkpoint-0N`, which still
+    reads as step N: at every moment one of the two is found.
+    """
+    step = final.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    replaced = final.with_name(f"{PREFIX_CHECKPOINT_DIR}-0{step}")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    aside.rename(final)
+    flush_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(aside.parent, ignore_errors=True)
+
+
 def name_code_of_sharded(model) -> None:
     """
-    FSDP 2 puts a class of its own around the model's, made in a module of PyTorch; `save_pretrained` then lays that
-    module into the folder as the model's code. The class is given the module of the one that it wraps.
+    FSDP 2 wraps the model's class in a class of its own, made in a module of PyTorch; `save_pretrained` then copies
+    that module into the folder as the model's code. The class is given the module of the one that it wraps.
     """
     wrapper = type(model)
     if wrapper.__name__.startswith("FSDP") and wrapper.__module__.startswith("torch."):
@@ -102,55 +112,21 @@ def name_code_of_sharded(model) -> None:
 
 
 def flush_to_disk(folder: Path) -> None:
-    """A rename survives a power cut, the data only if it was flushed before."""
-    for path in folder.rglob("*"):
-        if path.is_file():
+    """Flushes every file and folder: a rename survives a power cut, the data only if it was flushed before."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            flush_folder(path)
+        else:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 
 
-class LeaveOnSigterm(TrainerCallback):
-    """
-    On SIGTERM: finish the step, save a checkpoint, say so and exit with 143 (128 + SIGTERM), as schedulers expect.
-
-    With several processes all leave after the same step, also if the signal reached only one.
-    """
-
-    def __init__(self, trainer) -> None:
-        self.trainer = trainer
-        self.received = self.leaving = False
-        self.previous = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self.previous = signal.signal(signal.SIGTERM, self.note)
-
-    def note(self, *_) -> None:
-        self.received = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        accelerator = self.trainer.accelerator
-        self.leaving = self.received
-        if accelerator.num_processes > 1:
-            anyone = accelerator.reduce(torch.tensor([float(self.received)], device=accelerator.device))
-            self.leaving = bool(anyone.item())
-        if self.leaving:
-            control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.restore()
-        if self.leaving:
-            if self.trainer.is_world_process_zero():
-                print(
-                    f"SIGTERM: step {state.global_step} of {state.max_steps} is saved in "
-                    f"{Path(args.output_dir) / f'{PREFIX_CHECKPOINT_DIR}-{state.global_step}'}; leaving. "
-                    "Resume to continue with the next step.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            raise SystemExit(128 + signal.SIGTERM)
-
-    def restore(self) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
-            self.previous = None
+def flush_folder(folder: Path) -> None:
+    """Flushes the names in a folder; Windows cannot open one, and needs no flush."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

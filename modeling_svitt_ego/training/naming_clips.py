@@ -1,12 +1,14 @@
 """Batches that know which clips they hold, so that an error can name them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from ..model.row_exchange import world_size
+from .reading import ReadingFailed
 
 CLIPS = "clips"  # key of a batch: a list of dicts with row, video_uid, start, end, text
+NOT_FOR_THE_MODEL = (CLIPS, "return_loss")
 _NUM_PRINTED = 8
 
 
@@ -15,12 +17,18 @@ class NonFiniteLoss(ValueError):
 
 
 class NamingCollator:
-    """Wraps a collator of `EgoClipDataset` examples: the batch also holds `clips`, one entry per row."""
+    """Wraps a collator of `EgoClipDataset` examples: the batch also holds `clips`, one entry per row.
+
+    An example that could not be read takes the place of the whole batch.
+    """
 
     def __init__(self, collator: Callable) -> None:
         self.collator = collator
 
-    def __call__(self, examples: Sequence[dict]) -> dict:
+    def __call__(self, examples: Sequence[dict | ReadingFailed]) -> dict | ReadingFailed:
+        failed = next((example for example in examples if isinstance(example, ReadingFailed)), None)
+        if failed is not None:
+            return failed
         batch = self.collator(examples)
         clips = [
             {"row": e["index"], "video_uid": e["video_uid"], "start": e["start"], "end": e["end"], "text": e["text"]}
@@ -44,9 +52,13 @@ def refuse_non_finite(loss: torch.Tensor, step: int, clips: list[dict] | None, *
     if bad:
         which = f"{len(bad)} of its {len(embeds[0])} rows have an embedding that is not finite"
     elif embeds and world_size() > 1:
-        which = "no embedding of this process's rows is to blame: another process's message names them"
+        which = "every embedding of this process's rows is finite: another process's message names them"
     else:
-        which = "no embedding of the dual encoder is to blame" if embeds else "it is matching or language modelling"
+        which = (
+            "every embedding of the dual encoder is finite"
+            if embeds
+            else "it is that of matching or language modelling"
+        )
     message = f"The loss of step {step} is {float(loss)}; {which}. The weights are those before this step."
     if clips:
         named = [clips[row] for row in bad] if bad else clips
@@ -57,17 +69,3 @@ def refuse_non_finite(loss: torch.Tensor, step: int, clips: list[dict] | None, *
         more = len(named) - len(lines)
         message += "\n  " + "\n  ".join(lines) + (f"\n  and {more} more" if more else "")
     raise NonFiniteLoss(message)
-
-
-def naming_dead_workers(batches: Iterator, step: Callable[[], int]) -> Iterator:
-    """The batches; if the process that reads them dies, the error says when, and what to do."""
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RuntimeError(
-            f"A process that decodes clips died while step {step()} was being read: {error}. "
-            "Killed by signal 9 it usually ran out of memory: use fewer dataloader_num_workers, a smaller "
-            "dataloader_prefetch_factor or smaller micro-batches. Resume from the last checkpoint."
-        ) from error

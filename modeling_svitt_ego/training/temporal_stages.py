@@ -15,6 +15,8 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from ..evaluation.evaluator import by_name
+
 logger = logging.get_logger(__name__)
 
 
@@ -56,11 +58,17 @@ def parse_stages(text: str) -> list[Stage]:
     return stages
 
 
+def vision_config_with(model, num_frames: int, keep_rate: float, num_random_blocks: int | None):
+    """A copy of the video tower's configuration with other fields; raises where they do not go together."""
+    config = model.config.vision_config
+    changes = {"num_frames": num_frames, "keep_rate": keep_rate, "num_random_blocks": num_random_blocks}
+    return type(config).from_dict(config.to_dict() | changes)
+
+
 def apply_sparsity(model, num_frames: int, keep_rate: float, num_random_blocks: int | None) -> None:
     """Makes clips of `num_frames` frames the model's own; the combination is checked as a whole first."""
     config = model.config.vision_config
-    changes = {"num_frames": num_frames, "keep_rate": keep_rate, "num_random_blocks": num_random_blocks}
-    type(config).from_dict(config.to_dict() | changes)  # raises if the fields do not go together
+    vision_config_with(model, num_frames, keep_rate, num_random_blocks)  # raises if the fields do not go together
     before = config.num_random_blocks
     config.num_random_blocks = None  # any number of frames goes with dense attention
     try:
@@ -97,6 +105,13 @@ class TrainsInStages:
             raise ValueError("temporal_stages go neither with load_best_model_at_end nor with FSDP or DeepSpeed.")
         if self.core is not self.model:
             raise ValueError("temporal_stages change the bias tables and do not go with PEFT.")
+        for stage in self.stages:  # a later stage that does not fit would only show when the ones before have trained
+            try:
+                vision_config_with(self.core, stage.num_frames, stage.keep_rate, stage.num_random_blocks)
+            except Exception as error:
+                raise ValueError(
+                    f"temporal_stages: the stage from {stage.start:g} on does not fit: {error}"
+                ) from error
         self._boundary = StopAtBoundary(self.stages)
         self.add_callback(self._boundary)
 
@@ -123,9 +138,14 @@ class TrainsInStages:
     def set_frames(self, num_frames: int, keep_rate: float, num_random_blocks: int | None) -> None:
         """In the model and in everything that makes clips for it."""
         apply_sparsity(self.core, num_frames, keep_rate, num_random_blocks)
-        evaluator = self.evaluator
-        makers = [self.train_dataset, evaluator, getattr(evaluator, "dataset", None)]
-        for maker in [*makers, getattr(self.processing_class, "video_processor", None)]:
+        evaluators = [] if self.evaluator is None else list(by_name(self.evaluator).values())
+        datasets = [getattr(evaluator, "dataset", None) for evaluator in evaluators]
+        for maker in [
+            self.train_dataset,
+            *evaluators,
+            *datasets,
+            getattr(self.processing_class, "video_processor", None),
+        ]:
             if maker is not None:
                 maker.num_frames = num_frames
 

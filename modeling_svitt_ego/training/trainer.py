@@ -1,7 +1,8 @@
 """A thin Trainer: scene-aware batches, contrast across processes, a log of the loss parts, EgoMCQ as evaluation.
 
-In training/: exact large batches in gradient_caching.py, whole checkpoints and leaving well in checkpoints.py, stages
-of more and more frames in temporal_stages.py, the summary and the curves in run_summary.py.
+In training/: exact large batches in gradient_caching.py, whole checkpoints in checkpoints.py, what a resumed run must
+share with the stopped one in resuming.py, Ctrl-C and SIGTERM in leaving.py, evaluation without an evaluator in
+evaluating.py, stages of more and more frames in temporal_stages.py, the summary and the curves in run_summary.py.
 """
 
 import time
@@ -12,43 +13,55 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
+from transformers.utils import logging
 
-from ..data.clips import EgoClipDataset
-from ..data.sampling import SceneAwareBatchSampler, SceneIndex, SeededBatchSampler, SharedNounBatchSampler, TagPairs
-from ..evaluation.encoding import one_thread
+from ..data.clips import ClipCollator, EgoClipDataset
 from ..evaluation.evaluator import Evaluator, by_name, run_evaluators
-from .checkpoints import CheckpointsWrittenAside, LeaveOnSigterm, name_code_of_sharded
+from .checkpoints import CheckpointsWrittenAside, name_code_of_sharded
+from .evaluating import EvaluatesWholeSets
 from .failure_report import ReportUnreadableClips, unreadable_clips
 from .gradient_caching import CachedStep, MicroBatches, MicroBatchSampler
-from .naming_clips import CLIPS, NamingCollator, naming_dead_workers, refuse_non_finite
+from .leaving import LeaveOnSignal
+from .naming_clips import CLIPS, NOT_FOR_THE_MODEL, NamingCollator, refuse_non_finite
 from .objectives import freeze_unreached_parameters, set_weights
 from .optimization import MuonWithAdamW, layer_matrices
+from .reading import CarriesFailures, make_batch_sampler, readable_batches, start_worker
+from .resuming import ChecksBeforeTraining
 from .run_summary import RunSummary
 from .temporal_stages import TrainsInStages, parse_stages
 
+logger = logging.get_logger(__name__)
 
-class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
+
+class SViTTEgoTrainer(ChecksBeforeTraining, TrainsInStages, CheckpointsWrittenAside, EvaluatesWholeSets, Trainer):
     """
     Trains [`SViTTEgoModel`] or [`SViTTEgoForPreTraining`] on an [`EgoClipDataset`].
 
     Args:
         evaluator ([`Evaluator`] or a list of them, *optional*): what `evaluate` runs. The metrics of one get the
-            prefix `eval_` (`eval_intra`), those of several also the evaluator's name (`eval_egomcq_intra`).
-        Others as in `transformers.Trainer`. Pass the processor as `processing_class`, so that checkpoints hold it.
+            prefix `eval_` (`eval_intra`), those of several also the evaluator's name (`eval_egomcq_intra`). Without
+            one, `evaluate` compares all clips of `eval_dataset` with all its narrations, see evaluating.py.
+        Others as in `transformers.Trainer`. Pass the processor as `processing_class`, so that checkpoints hold it; the
+            default `data_collator` is then a [`ClipCollator`] without augmentation.
 
     The order of the clips and the frames drawn depend on (seed, epoch) alone, so a resumed run sees what the
     uninterrupted one would have seen.
     """
 
     def __init__(self, *args, evaluator: Evaluator | list[Evaluator] | None = None, **kwargs):
+        own_eval_set = kwargs.get("eval_dataset") is not None or len(args) > 4
         if evaluator is not None:
             first, *_ = by_name(evaluator).values()
             kwargs.setdefault("eval_dataset", first.dataset)  # or eval_strategy would be refused
         super().__init__(*args, **kwargs)
+        if kwargs.get("data_collator", args[2] if len(args) > 2 else None) is None:
+            self._collate_clips()
         self.evaluator = evaluator
         self._loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._clips: list[dict] | None = None
         self._cached: CachedStep | None = None
+        self._epoch_iterator = None
+        self._warned_without_negatives = False
         args = self.args
         set_weights(
             self.core,
@@ -62,8 +75,13 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
         self.add_callback(ReportUnreadableClips(self.train_dataset))
         self.stages = parse_stages(args.temporal_stages) if args.temporal_stages else []
         self.check_stages()
-        self._leave_on_sigterm = LeaveOnSigterm(self)
-        self.add_callback(self._leave_on_sigterm)
+        self._leave_on_signal = LeaveOnSignal(self)
+        self.add_callback(self._leave_on_signal)
+        if evaluator is not None and not own_eval_set and args.metric_for_best_model == "loss":
+            # Set by TrainingArguments where no metric is named; an evaluator gives accuracies and no loss.
+            name, first = next(iter(by_name(evaluator).items()))
+            args.metric_for_best_model = "_".join(filter(None, [name, first.primary_metric]))
+            args.greater_is_better = True
         if args.contrastive_batch_size is not None and (args.n_gpu > 1 or self.is_deepspeed_enabled):
             raise ValueError("contrastive_batch_size needs one process per device, and does not go with DeepSpeed.")
 
@@ -73,11 +91,36 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
+    def _collate_clips(self) -> None:
+        """Gives clips the collator that they need, where the Trainer would take one for texts."""
+        datasets = self.train_dataset, self.eval_dataset
+        clips = [dataset for dataset in datasets if isinstance(dataset, EgoClipDataset)]
+        if not clips:
+            return
+        if not hasattr(self.processing_class, "video_processor"):
+            raise ValueError("Give the processor as processing_class, or a data_collator: clips need their processor.")
+        self.data_collator = ClipCollator(self.processing_class, num_views=clips[0].num_views)
+
     def train(self, *args, **kwargs):
         try:
             return super().train(*args, **kwargs)
-        finally:
-            self._leave_on_sigterm.restore()  # also after an error
+        finally:  # also after an error
+            self._leave_on_signal.restore()
+            self._end_workers()
+
+    def _end_workers(self) -> None:
+        """
+        Lets go of the loader, whose worker processes end with its last reference.
+
+        Left to Python's garbage collector, they would end in an order in which each costs 5 seconds.
+        """
+        self._cached = None
+        if self._epoch_iterator is not None:
+            self._epoch_iterator.close()
+            self._epoch_iterator = None
+        loader, self.callback_handler.train_dataloader = self.callback_handler.train_dataloader, None
+        if hasattr(loader, "base_dataloader"):
+            loader.base_dataloader = None
 
     def get_train_dataloader(self) -> DataLoader:
         dataset, args = self.train_dataset, self.args
@@ -88,38 +131,31 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
                     "cut into micro-batches."
                 )
             return super().get_train_dataloader()
-        common = {"seed": args.data_seed if args.data_seed is not None else args.seed, "follow": dataset}
         cached = args.contrastive_batch_size is not None
-        batch_size = args.contrastive_share if cached else self._train_batch_size
         if cached:
-            common |= {"num_replicas": args.world_size, "rank": args.process_index}
-        if {"tag_verb", "tag_noun"} <= set(dataset.table.column_names):
-            common["tags"] = TagPairs(dataset.table)
-        if args.scene_aware_negatives:
-            # Known to the data set too: what stands in for an unreadable clip shall be of the same scene.
-            dataset.scenes = SceneIndex(dataset.table, args.scene_seconds)
-            sampler = SceneAwareBatchSampler(dataset.scenes, batch_size, **common)
-        elif args.shared_noun_share > 0:
-            sampler = SharedNounBatchSampler(dataset.table, batch_size, share=args.shared_noun_share, **common)
+            share = {"num_replicas": args.world_size, "rank": args.process_index}
+            sampler = make_batch_sampler(dataset, args, args.contrastive_share, **share)
         else:
-            sampler = SeededBatchSampler(len(dataset), batch_size, **common)
+            sampler = make_batch_sampler(dataset, args, self._train_batch_size)
         self.batch_sampler = sampler
+        dataset.failures.keep_in(args.output_dir)
         loader = DataLoader(
-            dataset,
+            CarriesFailures(dataset),
             batch_sampler=MicroBatchSampler(sampler, self._train_batch_size) if cached else sampler,
             collate_fn=NamingCollator(self.data_collator),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=args.dataloader_num_workers > 0,
             prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=one_thread if args.dataloader_num_workers else None,
+            worker_init_fn=start_worker if args.dataloader_num_workers else None,
         )
         if cached:  # every process keeps its share, and the clips wait on the host
             return prepare_data_loader(loader, num_processes=1, process_index=0)
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        batches = naming_dead_workers(self.summary.timed(epoch_iterator), lambda: self.state.global_step + 1)
+        self._epoch_iterator = epoch_iterator
+        batches = self.summary.timed(readable_batches(epoch_iterator, lambda: self.state.global_step + 1))
         if self.args.contrastive_batch_size is None:
             return super().get_batch_samples(batches, num_batches, device)
         micro_batches = MicroBatches(batches, num_batches, self._keep_on_host)
@@ -154,7 +190,6 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
             config = self.core.config
             self.core.temperature.data.clamp_(config.temperature_min, config.temperature_max)
         if self.args.contrastive_batch_size is None:
-            inputs = {name: value for name, value in inputs.items() if name != CLIPS}
             return self.summary.timed_step(
                 lambda: super(SViTTEgoTrainer, self).training_step(model, inputs, num_items_in_batch)
             )
@@ -168,6 +203,7 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
             loss = step.start()
             clips = [clip for batch in step.batches for clip in batch.get(CLIPS, [])]
             refuse_non_finite(loss, self.state.global_step + 1, clips, step.videos, step.texts)
+            self._warn_without_negatives(step.loss_info)
         loss = loss + step.advance()
         refuse_non_finite(loss, self.state.global_step + 1, self._clips)
         if step.is_done:
@@ -178,13 +214,26 @@ class SViTTEgoTrainer(TrainsInStages, CheckpointsWrittenAside, Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss over the batches of all processes. A mean over rows: nothing to rescale."""
+        inputs = {name: value for name, value in inputs.items() if name not in NOT_FOR_THE_MODEL}
         outputs = model(**inputs, return_loss=True, gather=self.accelerator.num_processes > 1)
         if model.training:
             embeds = outputs.video_embeds, outputs.text_embeds
             refuse_non_finite(outputs.loss.detach(), self.state.global_step + 1, self._clips, *embeds)
+            self._warn_without_negatives(outputs.loss_info)
             for name, value in outputs.loss_info.items():
                 self._loss_parts[name].append(value)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _warn_without_negatives(self, loss_info: dict) -> None:
+        """Says once that a batch teaches nothing: a contrastive loss of 0 means that no row had a negative."""
+        if self._warned_without_negatives or loss_info.get("contrastive") is None or loss_info["contrastive"] != 0:
+            return
+        self._warned_without_negatives = True
+        logger.warning(
+            f"The contrastive loss of step {self.state.global_step + 1} is 0: each clip of its batch has only "
+            f"positives ({loss_info['positives_per_clip']:g} per clip), so nothing is learnt from it. Use a larger "
+            "per_device_train_batch_size, contrastive_batch_size, or more processes."
+        )
 
     def _save(self, output_dir=None, state_dict=None):
         name_code_of_sharded(self.core)

@@ -21,6 +21,10 @@ LIVELY = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
+# Seconds after which a process counts as hanging, also on a busy machine.
+GENEROUS = 1800
+
+
 def free_port() -> str:
     """For a launcher on this machine. accelerate 1.3 waits for ever if it is asked to choose one itself (0)."""
     with socket.socket() as listener:
@@ -87,10 +91,10 @@ def in_a_child(run, log) -> int:
     context.set_forkserver_preload(["modeling_svitt_ego.demo.demo"])
     process = context.Process(target=_run_with_log, args=(run, log, torch.get_num_threads()))
     process.start()
-    process.join(120)
+    process.join(GENEROUS)
     if process.is_alive():
         process.kill()
-        raise TimeoutError(f"still running after 120 s; see {log}")
+        raise TimeoutError(f"still running after {GENEROUS} s; see {log}")
     return process.exitcode
 
 

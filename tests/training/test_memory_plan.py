@@ -19,6 +19,7 @@ from modeling_svitt_ego.training.memory_plan import (
     training_memory,
 )
 from tests.helpers.tiny_model import tiny_batch, tiny_config, tiny_model
+from tests.helpers.tiny_pretraining import GENEROUS
 
 
 def test_a_storage_counts_once_and_parameters_do_not():
@@ -114,7 +115,7 @@ def test_the_plan_is_compared_with_real_steps(tmp_path):
     tiny_config(text={"max_position_embeddings": 32}).save_pretrained(tmp_path)
     script = Path(__file__).parents[2] / "benchmarks" / "training_memory.py"
     given = ["--model", tmp_path, "--batch-sizes", "2", "--device", "cpu", "--threads", "1"]
-    subprocess.run([sys.executable, script, *given, "--output", tmp_path / "found.json"], check=True, timeout=120)
+    subprocess.run([sys.executable, script, *given, "--output", tmp_path / "found.json"], check=True, timeout=GENEROUS)
     found = json.loads((tmp_path / "found.json").read_text())
     assert [row["checkpointing"] for row in found["rows"]] == [False, True]
     assert all(row["measured_bytes"] > 0 and row["planned_bytes"] > 0 for row in found["rows"])

@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoModel
 from modeling_svitt_ego.training.checkpoints import UNFINISHED, CheckpointError
 from modeling_svitt_ego.training.naming_clips import NonFiniteLoss, refuse_non_finite
-from tests.helpers.tiny_pretraining import in_a_child, losses, make_corpus, make_trainer
+from tests.helpers.tiny_pretraining import GENEROUS, in_a_child, losses, make_corpus, make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -132,25 +132,46 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(corpus, tmp_
     assert not (run / UNFINISHED).exists()
 
 
-def test_sigterm_saves_says_so_and_exits_with_143(corpus, tmp_path):
-    """Catches a run that goes on, loses its steps, or leaves as if it had finished."""
+@pytest.mark.parametrize(
+    ("which", "said", "exit_code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)]
+)
+def test_a_signal_saves_says_so_and_exits_with_its_code(which, said, exit_code, corpus, tmp_path):
+    """Catches a run that goes on, loses its steps, leaves as if it had finished, or with a traceback."""
 
-    def terminated():
+    def stopped():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the process that forks this one may ignore it
         trainer = make_trainer(corpus, tmp_path / "run", max_steps=6)  # without any checkpoint asked for
-        trainer.add_callback(SignalAt(2, signal.SIGTERM))
+        trainer.add_callback(SignalAt(2, which))
         trainer.train()
         print("training went on")
 
-    code, log = in_a_child(terminated, tmp_path / "log"), (tmp_path / "log").read_text()
-    assert code == 143, log
-    assert "SIGTERM: step 3 of 6 is saved in" in log or "SIGTERM: step 2 of 6 is saved in" in log
-    assert "training went on" not in log
+    code, log = in_a_child(stopped, tmp_path / "log"), (tmp_path / "log").read_text()
+    assert code == exit_code, log
+    assert f"{said}: step 3 of 6 is saved in" in log or f"{said}: step 2 of 6 is saved in" in log
+    assert "training went on" not in log and "Traceback" not in log
     resumed = make_trainer(corpus, tmp_path / "run", max_steps=6)
     resumed.train(resume_from_checkpoint=True)
     whole = make_trainer(corpus, tmp_path / "whole", max_steps=6)
     whole.train()
     assert losses(resumed) == losses(whole)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_ctrl_c_leaves_at_once(corpus, tmp_path):
+    """Catches a run that cannot be stopped while it saves."""
+    trainer = make_trainer(corpus, tmp_path, max_steps=6)
+
+    class Twice(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer.add_callback(Twice())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.state.global_step == 0 and not list(tmp_path.glob("checkpoint-*"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.slow
@@ -172,7 +193,7 @@ def test_sigterm_to_one_of_two_processes_lets_both_leave_with_one_checkpoint(to,
         )
 
     with launch("rest", 500) as run:
-        printed, too_long = [], threading.Timer(150, run.kill)
+        printed, too_long = [], threading.Timer(GENEROUS, run.kill)
         too_long.start()
         for line in run.stdout:
             printed.append(line)
@@ -181,7 +202,7 @@ def test_sigterm_to_one_of_two_processes_lets_both_leave_with_one_checkpoint(to,
         processes = psutil.Process(run.pid).children()
         assert len(processes) == 2, "".join(printed)
         os.kill(run.pid if to == "launcher" else processes[1].pid, signal.SIGTERM)
-        log = "".join(printed) + run.communicate(timeout=120)[0]
+        log = "".join(printed) + run.communicate(timeout=GENEROUS)[0]
         too_long.cancel()
     assert run.returncode != 0 and log.count("SIGTERM: step ") == 1, log
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
@@ -193,7 +214,7 @@ def test_sigterm_to_one_of_two_processes_lets_both_leave_with_one_checkpoint(to,
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"} <= left
     if to == "launcher":
         with launch("more", step + 1, str(checkpoint)) as run:
-            log = run.communicate(timeout=120)[0]
+            log = run.communicate(timeout=GENEROUS)[0]
         assert run.returncode == 0, log
         for rank in (0, 1):
             assert [entry[0] for entry in json.loads((tmp_path / f"more-{rank}.json").read_text())] == [step + 1]

@@ -16,7 +16,7 @@ from modeling_svitt_ego.data.layouts import VideoStore
 from modeling_svitt_ego.data.sampling import SceneAwareBatchSampler, SceneIndex
 from tests.helpers import recorded_run
 from tests.helpers.tiny_data import frame_numbers
-from tests.helpers.tiny_pretraining import make_corpus
+from tests.helpers.tiny_pretraining import GENEROUS, make_corpus
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 STEPS, STOP = 6, 5  # of 16 clips: an epoch has 8 steps on one process and 4 on two, so 5 is in the second epoch there
@@ -56,7 +56,7 @@ def test_two_processes_continue_with_the_next_clip_each(corpus, tmp_path):
             + ['ddp_backend="gloo"'],
             check=True,
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            timeout=500,
+            timeout=GENEROUS,
         )
 
     launch(tmp_path / "run", tmp_path / "whole", 'save_strategy="steps"', f"save_steps={STOP}")
