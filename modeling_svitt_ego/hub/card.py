@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 from transformers import TrainingArguments
 
-from ..evaluation.published import PUBLISHED
 from ..evaluation.report import EvaluationReport
 from ..model.configuration_svitt_ego import SViTTEgoConfig
 from ..weights.provenance import weight_files, weights_sha256
+from .card_results import BENCHMARK_NAMES, NOT_RECORDED, PUBLISHED_HERE, TASK_TYPES, plain, result_rows
 
 # Stands in the card's snippet until the name is known; pushing fills it in.
 PLACEHOLDER_NAME = "USER/MODEL"
 TRAINING_ARGUMENTS_NAME = "training_arguments.json"
-NOT_RECORDED, NOT_MEASURED = "not recorded", "not measured"
 
 # What a reader needs to repeat a training. A list of names, because the arguments also hold paths and a token.
 TRAINING_FIELDS = (
@@ -62,106 +61,6 @@ def count_parameters(folder: str | os.PathLike) -> int:
         except Exception as error:  # the library's own error class has moved between versions
             raise ValueError(f"{path} is no complete safetensors file: {error}") from error
     return total
-
-
-# ----------------------------------------------------------------------------------------------------------- the table
-
-
-# An own number stands beside a published one only if it was counted on this many items: the same benchmark on another
-# set is another number. EgoMCQ has about 39,000 questions (EgoVLP, arXiv:2206.01670).
-PUBLISHED_ITEMS = {"egomcq": (38_000, 40_500)}
-PUBLISHED_HERE = [result for result in PUBLISHED if result.model == "SViTT-Ego"]
-BENCHMARK_NAMES = {"egomcq": "EgoMCQ", "egonlq": "EgoNLQ", "ek100": "EPIC-KITCHENS-100 multi-instance retrieval"}
-# Tasks that the Hub knows; it has none for moments in a video.
-TASK_TYPES = {"egomcq": "multiple-choice", "ek100": "text-retrieval", "video-classification": "video-classification"}
-
-
-@dataclass(frozen=True)
-class ResultRow:
-    """A row of the card's table, every cell as text. `commit` is that of the package, and its version."""
-
-    benchmark: str
-    metric: str
-    published: str
-    own: str
-    num_items: str
-    num_frames: str
-    scoring_mode: str
-    date: str
-    commit: str
-    command: str
-
-
-def result_rows(evaluations: Iterable[EvaluationReport]) -> list[ResultRow]:
-    """Own numbers beside the published ones of the same set, then published ones that were not measured here."""
-    published = {(p.benchmark, metric): value for p in PUBLISHED_HERE for metric, value in p.metrics.items()}
-    rows, unmatched = [], dict(published)
-    for evaluation in evaluations:
-        same_set = is_published_set(evaluation)
-        for metric, value in evaluation.shown().items():
-            key = (evaluation.benchmark, metric)
-            if same_set:
-                unmatched.pop(key, None)
-            name = BENCHMARK_NAMES.get(evaluation.benchmark, evaluation.benchmark)
-            name += "".join(f", {part}" for part in (evaluation.dataset, evaluation.condition) if part)
-            version = evaluation.package_version and f"version {evaluation.package_version}"
-            made_by = ", ".join(part for part in (_short(evaluation.commit), version) if part)
-            rows.append(
-                ResultRow(
-                    benchmark=_cell(name),
-                    metric=_cell(metric),
-                    published=f"{published[key]:.1f}" if same_set and key in published else "–",
-                    own=f"{value:.1f}{_interval(evaluation, metric)}",
-                    num_items=_num_items(evaluation, metric),
-                    num_frames=_cell(evaluation.num_frames),
-                    scoring_mode=_cell(evaluation.scoring_mode),
-                    date=_cell(evaluation.date),
-                    commit=_cell(made_by or None),
-                    command=NOT_RECORDED if evaluation.command is None else f"`{_cell(evaluation.command)}`",
-                )
-            )
-    for (benchmark, metric), value in unmatched.items():
-        rows.append(ResultRow(BENCHMARK_NAMES[benchmark], metric, f"{value:.1f}", NOT_MEASURED, *["–"] * 6))
-    return rows
-
-
-def is_published_set(evaluation: EvaluationReport) -> bool:
-    """Whether the same questions were asked as in publications, the clips as they are."""
-    low, high = PUBLISHED_ITEMS.get(evaluation.benchmark, (0, -1))
-    if evaluation.num_items is None or evaluation.dataset or evaluation.condition:
-        return False
-    return low <= evaluation.num_items <= high
-
-
-def _interval(evaluation: EvaluationReport, metric: str) -> str:
-    interval = evaluation.intervals.get(metric)
-    return f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
-
-
-def _num_items(evaluation: EvaluationReport, metric: str) -> str:
-    number = evaluation.counts.get(f"num_{metric}", evaluation.num_items)
-    if number is None:
-        return NOT_RECORDED
-    failed = evaluation.failures.get("num_failed")
-    return f"{number:,}" + (f" ({failed:,} clips unreadable)" if failed else "")
-
-
-def _short(commit: str | None) -> str | None:
-    if commit is None:
-        return None
-    sha, plus, changes = commit.partition("+")
-    return sha[:10] + plus + changes
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _cell(value) -> str:
-    return NOT_RECORDED if value is None else " ".join(str(value).split()).replace("|", "\\|")
-
-
-# ------------------------------------------------------------------------------------------------------------ the card
 
 
 def find_template() -> Path:
@@ -243,8 +142,8 @@ def render_model_card(
         weights_sha256=weights_sha256(folder),
         config=config,
         training=_training(folder, training_arguments),
-        training_data=training_data or NOT_RECORDED,
-        weights_license=license or NOT_RECORDED,
+        training_data=plain(training_data or NOT_RECORDED),
+        weights_license=plain(license or NOT_RECORDED),
         rows=result_rows(evaluations),
         published_sources=[f"{p.model}, {p.source} ({p.protocol})" for p in PUBLISHED_HERE],
     )
@@ -316,6 +215,10 @@ def _eval_results(evaluation: EvaluationReport) -> list[EvalResult]:
         )
         for metric, value in evaluation.shown().items()
     ]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _read_json(path: Path) -> dict:

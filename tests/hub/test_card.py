@@ -1,6 +1,7 @@
 """The model card: what it says, what it refuses, what the Hub makes of its metadata, and that its snippet runs."""
 
 import ast
+import html
 import json
 import math
 import os
@@ -71,7 +72,14 @@ def test_without_an_evaluation_no_number_is_ours(folder):
 def test_own_numbers_stand_beside_the_published_ones_with_their_protocol(folder):
     """Catches swapped columns and a number that lost its script, commit, frames, scoring mode or date."""
     card = render_model_card(folder, [RECORD])
-    protocol = ["39,000", "4", "dual", "2026-11-23", "0123456789, version 0.1.0", f"`{RECORD['command']}`"]
+    protocol = [
+        "39,000",
+        "4",
+        "dual",
+        "2026-11-23",
+        "0123456789, version 0.1.0",
+        "<code>svitt-ego evaluate egomcq model egomcq.json videos</code>",
+    ]
     assert rows(card) == [
         ["EgoMCQ", "inter", "92.9", "91.2", *protocol],
         ["EgoMCQ", "intra", "65.9", "60.1", *protocol],
@@ -144,7 +152,7 @@ def test_every_field_that_an_evaluation_writes_reaches_the_card(folder, tmp_path
     assert intra[:4] == ["EgoMCQ, synthetic world", "intra", "–", "40.0 [38.0, 42.0]"]
     assert intra[4:8] == ["424 (3 clips unreadable)", "4", "dual", report.date]
     assert inter[4] == "600 (3 clips unreadable)"
-    assert intra[9] == "`svitt-ego evaluate egomcq model`" and report.package_version in intra[8]
+    assert intra[9] == "<code>svitt-ego evaluate egomcq model</code>" and report.package_version in intra[8]
     assert [row[3] for row in published] == ["not measured"] * 2
 
 
@@ -188,6 +196,30 @@ def test_training_arguments_are_shown_and_kept_without_paths_and_tokens(folder, 
     assert json.loads(saved)["learning_rate"] == 2e-3
     again = write_model_card(target, [RECORD]).read_text(encoding="utf-8")
     assert "| learning_rate | 0.002 |" in again
+
+
+def test_nothing_in_an_evaluation_becomes_markup(folder):
+    """Catches a table broken by a pipe, and a script, a picture or a link from somebody's JSON on a public page."""
+    record = RECORD | {
+        "command": "`x` <img src=x onerror=alert(1)> | [a](javascript:b) \u202e",
+        "dataset": "</code><script>alert(1)</script>",
+        "condition": "*bold* _it_",
+    }
+    card = str(render_model_card(folder, [record], training_data="<b>**mine**</b>"))
+    text = html.unescape(card)
+    for bad in ("<script", "<img", "<b>", "](javascript", "*bold*", "`x`", "\u202e"):
+        assert bad not in card, bad
+    assert "<script>alert(1)</script>" in text and "[a](javascript:b)" in text and "<b>**mine**</b>" in text
+    assert len(rows(card)[0]) == len(rows(str(render_model_card(folder, [RECORD])))[0])
+
+
+def test_a_card_names_no_directories(folder):
+    """Catches user names and private paths on a public page; the names of the files stay."""
+    command = (
+        "svitt-ego evaluate egomcq /home/jane/runs/model --annotations ~/ego/egomcq.json C:\\\\data\\\\v runs/out"
+    )
+    card = html.unescape(str(render_model_card(folder, [RECORD | {"command": command}])))
+    assert "svitt-ego evaluate egomcq model --annotations q.json v runs/out" in card and "jane" not in card
 
 
 def test_the_card_describes_the_saved_weights(folder, tmp_path):
