@@ -17,7 +17,8 @@ from modeling_svitt_ego.corpus.prepare import layout_for, prepare_videos
 from modeling_svitt_ego.corpus.transcoding import Encoding, TranscodeError, inspect_chunk, transcode
 from modeling_svitt_ego.data.layouts import VideoStore
 from modeling_svitt_ego.model.clip_reading import probe_video, read_clip
-from tests.model.test_clip_reading import MADE, expected_numbers, number_of, regular, write_video
+from tests.helpers.painted_video import expected_numbers, number_of, regular, write_video
+from tests.model.test_clip_reading import MADE
 
 TINY = Encoding(short_side=64, gop=10, preset="ultrafast")
 KINDS = ["fps30-gop12", "fps23.976-gop250", "variable-rate", "late-start", "rotated-90", "rotated-270", "avi-mpeg4"]

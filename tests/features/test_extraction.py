@@ -81,11 +81,11 @@ def test_stream_gives_the_pixels_that_read_clip_gives(tmp_path):
 
 def test_stream_seeks_once(tmp_path, monkeypatch):
     """Catches a seek per window, which costs a group of pictures each time."""
-    from modeling_svitt_ego.model import clip_reading
+    from modeling_svitt_ego.model.decode_pyav import Cursor
 
     path = write_video(tmp_path / "v.mp4", 60, fps=30, gop=5)
-    seeks, seek = [], clip_reading._Cursor.seek
-    monkeypatch.setattr(clip_reading._Cursor, "seek", lambda self, t: (seeks.append(t), seek(self, t))[1])
+    seeks, seek = [], Cursor.seek
+    monkeypatch.setattr(Cursor, "seek", lambda self, t: (seeks.append(t), seek(self, t))[1])
     list(stream_frames(path, lambda info: np.arange(0, 1.9, 0.3)))
     assert len(seeks) == 1
 

@@ -13,7 +13,7 @@ from transformers import AutoVideoProcessor
 import modeling_svitt_ego  # noqa: F401  registers the Auto classes
 from modeling_svitt_ego.model.clip_reading import ClipReadError
 from modeling_svitt_ego.model.video_processing_svitt_ego import SViTTEgoVideoProcessor
-from tests.model.test_clip_reading import expected_numbers, number_of, regular, write_video
+from tests.helpers.painted_video import expected_numbers, number_of, regular, write_video
 
 PTS = regular(90, 30)
 
@@ -321,6 +321,20 @@ def test_round_trip_keeps_every_setting(tmp_path):
         SViTTEgoVideoProcessor(generator=torch.Generator())
 
 
+# What the video processor imports, directly and through others.
+VIDEO_FILES = {
+    "clip_reading.py",
+    "clip_times.py",
+    "decode_decord.py",
+    "decode_pyav.py",
+    "decode_torchcodec.py",
+    "display_matrix.py",
+    "edit_lists.py",
+    "frame_table.py",
+    "video_processing_svitt_ego.py",
+    "video_source.py",
+}
+
 # An editable install is found by an import hook, not by sys.path: refuse the name before any finder is asked.
 WITHOUT_PACKAGE = """
 import importlib.abc
@@ -362,7 +376,7 @@ def test_saved_processor_works_without_the_package(tmp_path, video):
     folder = tmp_path / "saved"
     SViTTEgoVideoProcessor(num_frames=2).save_pretrained(folder)
     copied = {path.name for path in folder.glob("*.py")}
-    assert copied == {"video_processing_svitt_ego.py", "clip_reading.py"}
+    assert copied == VIDEO_FILES
     code = f"""
 from transformers import AutoVideoProcessor
 processor = AutoVideoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)

@@ -1,0 +1,61 @@
+"""Reading frames with torchcodec, for files that it was shown to read exactly; the others are refused with the reason.
+
+torchcodec is given the frames of the file (`custom_frame_mappings`), which are kept from one call to the next, so that
+it need not read a whole file each time it is opened.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from .frame_table import FrameTable, frame_table, times_are_from_index
+from .video_source import Unreadable, VideoInfo, VideoSource, one_line
+
+
+def torchcodec_refusal(table: FrameTable) -> str | None:
+    """Why torchcodec must not read this file; `None` if it reads it exactly."""
+    if not times_are_from_index(table):
+        return f"torchcodec does not seek exactly in {table.container!r}."
+    if table.container == "avi" and table.reordered:
+        return "it is an AVI file with reordered frames, whose end torchcodec does not reach."
+    if table.truncated:
+        return "it is truncated, and torchcodec would take it for a shorter video."
+    if table.info.codec == "h264" and not table.all_idr:
+        return "its H.264 has key frames that are not complete restarts, where torchcodec gives wrong frames."
+    if table.depth > 8:
+        return f"it has {table.depth} bits per colour, which torchcodec's FFmpeg turns into other colours."
+    if table.interlaced:
+        return "it is interlaced, and torchcodec may count fields instead of frames."
+    if table.mirrored:
+        return "its display matrix mirrors the picture, which torchcodec ignores."
+    return None
+
+
+def read_torchcodec(source: VideoSource, times: Callable[[VideoInfo], np.ndarray]) -> tuple[np.ndarray, VideoInfo]:
+    """The frames at `times`, in any order, as `uint8` of shape `(len(times), height, width, 3)`, RGB, upright."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Unreadable(
+            f"torchcodec cannot be imported ({one_line(error)}): pip install torchcodec, which needs the shared "
+            "libraries of FFmpeg 4 to 9 (apt-get install ffmpeg)."
+        ) from error
+    table = frame_table(source)
+    refusal = torchcodec_refusal(table)
+    if refusal:
+        raise Unreadable(refusal)
+    info = replace(table.info, backend="torchcodec")
+    indices = np.searchsorted(table.begins, times(info) + info.tolerance, side="right") - 1
+    try:
+        decoder = VideoDecoder(
+            source.name if source.data is None else source.data,
+            stream_index=table.stream,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            custom_frame_mappings=table.mappings,
+        )
+        frames = decoder.get_frames_at(indices.tolist()).data.numpy()
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise Unreadable(one_line(error)) from error
+    return frames, replace(info, height=frames.shape[1], width=frames.shape[2])
