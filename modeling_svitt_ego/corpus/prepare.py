@@ -1,14 +1,14 @@
-"""Raw videos → a folder of chunks that `VideoStore` reads, many videos at a time, resumable at any moment.
+"""Raw videos → a folder of chunks that `VideoStore` reads; many videos at a time, resumable at any moment.
 
-The unit of work is about ten minutes of one video. A finished file has its final name only after it was read back
-(see `transcoding`), and each finished unit is a line of `manifest.jsonl`; so after a kill the same command goes on
-with what is missing. `settings.json` says how the folder was made, so that two makings never mix.
+The unit of work is about ten minutes of one video. A file gets its final name only after it was decoded again (see
+`transcoding`), and each finished unit is a line of `manifest.jsonl` with the hashes of its files. A later run compares
+the hashes and resumes with what is missing or damaged. `settings.json` records how the folder was made, so that two
+settings are never mixed; a lock keeps a second run out. `shard` divides the videos over several machines.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -17,50 +17,47 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..data.layouts import LAYOUTS, VIDEO_SUFFIXES, Layout
-from ..data.video_uid import check_video_uid
-from ..files.resumable_folder import FolderReport, claim_folder, num_cores, run_jobs
+from ..data.layouts import LAYOUTS, Layout
+from ..data.video_files import VIDEO_SUFFIXES, walk_videos
+from ..files.plain_names import shown
+from ..files.resumable_folder import FolderReport, claimed_folder, num_cores, run_jobs
+from ..files.sharding import Shard
+from ..files.writing import append_json_line, write_json_lines
 from ..model.clip_reading import ClipReadError, probe_video
+from .manifest import (
+    FAILURES_NAME,
+    MANIFEST_NAME,
+    Job,
+    check_sources,
+    entry_of,
+    file_name,
+    holes,
+    merge_manifests,
+    missing_shards,
+    read_manifest,
+    recorded_failures,
+    unfinished,
+)
 from .transcoding import Encoding, TranscodeError, transcode
 
-SETTINGS_NAME, MANIFEST_NAME, FAILURES_NAME = "settings.json", "manifest.jsonl", "failures.jsonl"
-JOB_SECONDS = 600.0  # of video per unit of work: a kill costs at most so much per process
+SETTINGS_NAME = "settings.json"
+JOB_SECONDS = 600.0  # of video per unit of work: a kill costs at most this much per process
+_PUBLISHED = ("egovlp", "lavila", "avion")
 
 
 def layout_for(chunk_seconds: float) -> Layout:
     """The published layout with chunks of this length: 600 EgoVLP, 300 LaViLa, other AVION, 0 or `inf` undivided."""
     if chunk_seconds == 0 or math.isinf(chunk_seconds):
         return LAYOUTS["undivided"]
-    if chunk_seconds != int(chunk_seconds) or chunk_seconds < 1:
+    if not math.isfinite(chunk_seconds) or chunk_seconds != int(chunk_seconds) or chunk_seconds < 1:
         raise ValueError(f"chunk_seconds ({chunk_seconds}) must be a whole number of seconds, or 0 for no chunks.")
-    published = {layout.chunk_seconds: layout for layout in LAYOUTS.values()}
+    published = {LAYOUTS[name].chunk_seconds: LAYOUTS[name] for name in _PUBLISHED}
     return published.get(chunk_seconds) or dataclasses.replace(LAYOUTS["avion"], chunk_seconds=float(chunk_seconds))
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Chunks [first, after) of one video; up to its end if `after` is not given."""
-
-    uid: str
-    source: str
-    output: str
-    layout: Layout
-    encoding: Encoding
-    first: int
-    after: int | None
-    seconds: float  # of video, as far as is known beforehand
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.uid, self.first
-
-    def path(self, chunk: int) -> Path:
-        return self.layout.path(self.output, self.uid, chunk)
 
 
 @dataclasses.dataclass
 class PrepareReport(FolderReport):
-    """What was done, over all runs on this folder (`seconds_elapsed`: in this run)."""
+    """What the folder holds after all runs, or what belongs to one shard (`seconds_elapsed`: of this run)."""
 
     output: str
     layout: str
@@ -72,17 +69,21 @@ class PrepareReport(FolderReport):
     seconds_elapsed: float = 0.0
     video_seconds_this_run: float = 0.0
     failures: list[dict] = dataclasses.field(default_factory=list)  # path, reason
+    shard: str | None = None
 
     def table(self) -> str:
         share = self.output_bytes / max(self.source_bytes, 1)
+        part = f"shard {self.shard}, " if self.shard else ""
         lines = [
-            f"{self.output}: layout {self.layout}, {self.num_videos:,} videos in {self.num_chunks:,} chunks, "
+            f"{self.output}: {part}layout {self.layout}, {self.num_videos:,} videos in {self.num_chunks:,} chunks, "
             f"{self.video_seconds / 3600:.2f} h",
             f"{self.source_bytes / 1e6:,.1f} MB became {self.output_bytes / 1e6:,.1f} MB ({share:.1%})",
             f"this run: {self.video_seconds_this_run / 3600:.2f} h of video in {self.seconds_elapsed:.0f} s",
         ]
         if self.failures:
-            lines.append(f"{len(self.failures)} FAILED, listed in {Path(self.output) / FAILURES_NAME}:")
+            shard = Shard.parse(self.shard) if self.shard else None
+            listed = Path(self.output) / file_name(FAILURES_NAME, shard)
+            lines.append(f"{len(self.failures)} FAILED, listed in {listed}:")
             lines += [f"  {failure['path']}: {failure['reason']}" for failure in self.failures[:10]]
             lines += ["  …"] if len(self.failures) > 10 else []
         return "\n".join(lines)
@@ -94,73 +95,100 @@ def prepare_videos(
     chunk_seconds: float = 600.0,
     encoding: Encoding | None = None,
     num_workers: int | None = None,
+    shard: Shard | None = None,
+    merge: bool = False,
 ) -> PrepareReport:
-    """Re-encode every video of a folder into chunks.
+    """Re-encode every video of a folder, and of the folders in it, into chunks.
 
     Args:
-        video_root: Folder of `<uid>.mp4` (or mov, mkv, …) files.
-        output: Folder for the chunks: new, or one that the same settings began.
+        video_root: Folder of `<uid>.mp4` (or mov, mkv, …) files; EPIC-KITCHENS' tree is one.
+        output: Folder for the chunks: new, or begun with the same settings.
         chunk_seconds: Length of a chunk; see `layout_for`.
         encoding: Size, key frames and quality.
         num_workers: Processes; one per core by default.
+        shard: Prepare this part of the videos only. Shards may run at the same time on one folder.
+        merge: Encode nothing: check that the shards have done everything, and join their manifests.
 
     Returns:
-        `PrepareReport`. Videos that cannot be read are in `failures` and do not stop the others; the chunks of such a
-        video that were finished before the damage stay.
+        `PrepareReport`. Videos that cannot be read are in `failures` and do not stop the others; they are tried again
+        by the next run. The chunks of such a video that were finished before the damage stay.
 
     Raises:
         FileNotFoundError: The folder is missing or holds no video.
-        FileExistsError: The output folder was made with other settings, or holds something else.
-        ValueError: Two files would have one uid, a name is no plain uid, or a source changed since it was prepared.
+        FileExistsError: The output folder was made with other settings, holds something else, or another run is
+            writing to it.
+        ValueError: Two files have the same uid, a source changed since it was prepared, or (`merge`) something is
+            missing.
     """
     encoding, layout = encoding or Encoding(), layout_for(chunk_seconds)
-    sources = find_sources(video_root)
+    if shard is not None and merge:
+        raise ValueError("A merge joins all shards: give either a shard or merge.")
     root = Path(output)
     if root.resolve() == Path(video_root).resolve():
         raise ValueError(f"The output folder {str(root)!r} must not be the folder of the raw videos.")
-    settings = {"layout": layout.name, "chunk_seconds": str(layout.chunk_seconds), **dataclasses.asdict(encoding)}
-    claim_folder(root, SETTINGS_NAME, settings)
-    began = time.monotonic()
-    num_workers = num_workers or num_cores()
-
-    manifest = read_manifest(root)
     failures: list[dict] = []
-    jobs: list[Job] = []
-    for uid, source, duration in _durations(sources, num_workers):
-        if isinstance(duration, str):
-            failures.append({"path": str(source), "reason": duration})
+    sources = find_sources(video_root, failures, exclude=root)
+    if shard is not None:
+        sources = {uid: path for uid, path in sources.items() if shard.owns(uid)}
+        failures = [failure for failure in failures if shard.owns(failure["path"])]
+    settings = {"layout": layout.name, "chunk_seconds": str(layout.chunk_seconds), **dataclasses.asdict(encoding)}
+    num_workers = num_workers or num_cores()
+    report = PrepareReport(str(root), layout.name, failures=failures, shard=None if shard is None else str(shard))
+    began = time.monotonic()
+    with claimed_folder(root, SETTINGS_NAME, settings, shard):
+        jobs = []
+        for uid, source, duration in _durations(sources, num_workers):
+            if isinstance(duration, str):
+                failures.append({"path": str(source), "reason": duration})
+            else:
+                jobs += _split(uid, source, duration, root, layout, encoding)
+        manifest = read_manifest(root)
+        check_sources(jobs, manifest)
+        waiting = unfinished(jobs, manifest, num_workers)
+        if merge:
+            _merge(root, jobs, waiting, manifest, report)
         else:
-            jobs += _split(uid, source, duration, root, layout, encoding)
-    for job in jobs:
-        entry, size = manifest.get(job.key), os.path.getsize(job.source)
-        if entry and entry["source_bytes"] != size:
-            raise ValueError(
-                f"{job.source} has {size} bytes, but {root} was made when it had {entry['source_bytes']}. Delete the "
-                f"files of video {job.uid!r} there and its lines of {MANIFEST_NAME}."
-            )
-    report = PrepareReport(str(root), layout.name)
-    waiting = [job for job in jobs if not _is_done(job, manifest)]
-    with open(root / MANIFEST_NAME, "a", encoding="utf-8") as log:
-        bar = tqdm(total=round(sum(job.seconds for job in jobs)), desc="Preparing", unit="s of video")
-        bar.update(round(sum(job.seconds for job in jobs) - sum(job.seconds for job in waiting)))
-        with bar:
-            for (job,), (chunks, reason) in run_jobs(_work, [(job,) for job in waiting], num_workers):
-                if reason is None:
-                    entry = _entry(job, chunks)
-                    log.write(json.dumps(entry) + "\n")
-                    log.flush()
-                    manifest[job.key] = entry
-                    report.video_seconds_this_run += sum(chunk["duration"] for chunk in entry["chunks"])
-                else:
-                    failures.append({"path": job.source, "reason": reason})
-                bar.update(round(job.seconds))
-    failures.sort(key=lambda failure: (failure["path"], failure["reason"]))
-    (root / FAILURES_NAME).unlink(missing_ok=True)
-    if failures:
-        lines = "".join(json.dumps(failure) + "\n" for failure in failures)
-        (root / FAILURES_NAME).write_text(lines, encoding="utf-8")
+            _encode(root / file_name(MANIFEST_NAME, shard), jobs, waiting, manifest, report, num_workers)
+        failures.sort(key=lambda failure: (failure["path"], failure["reason"]))
+        write_json_lines(root / file_name(FAILURES_NAME, shard), failures)
+    _count(report, jobs, sources, manifest)
+    report.seconds_elapsed = round(time.monotonic() - began, 2)
+    return report
 
-    # A video longer than its container says has chunks beyond the planned ones; they stand in the last entry.
+
+def _encode(path: Path, jobs: list[Job], waiting: list[Job], manifest: dict, report: PrepareReport, num_workers: int):
+    """Do the waiting jobs; each finished one becomes a line of the manifest `path`."""
+    path.touch()
+    total = round(sum(job.seconds for job in jobs))
+    with tqdm(total=total, desc="Preparing", unit="s of video") as bar:
+        bar.update(total - round(sum(job.seconds for job in waiting)))
+        for (job,), (chunks, reason) in run_jobs(_work, [(job,) for job in waiting], num_workers):
+            if reason is None:
+                entry = manifest[job.key] = entry_of(job, chunks)
+                append_json_line(path, entry)
+                report.video_seconds_this_run += sum(chunk["duration"] for chunk in entry["chunks"])
+            else:
+                report.failures.append({"path": job.source, "reason": reason})
+            bar.update(round(job.seconds))
+
+
+def _merge(root: Path, jobs: list[Job], waiting: list[Job], manifest: dict, report: PrepareReport) -> None:
+    failed = recorded_failures(root)
+    if missing := holes(waiting, failed):
+        videos = sorted({job.uid for job in missing})
+        raise ValueError(
+            f"{str(root)!r} is not complete: {len(missing)} of {len(jobs)} jobs are missing or damaged, of the videos "
+            f"{', '.join(videos[:5])}{', …' if len(videos) > 5 else ''}.{missing_shards(root)} Run their shards again."
+        )
+    unreadable = {failure["path"] for failure in report.failures}
+    still = {job.source for job in waiting} - unreadable
+    report.failures += [failure for failure in failed if failure["path"] in still]
+    keys = {job.key for job in jobs}
+    merge_manifests(root, [entry for key, entry in manifest.items() if key in keys])
+
+
+def _count(report: PrepareReport, jobs: list[Job], sources: dict[str, Path], manifest: dict) -> None:
+    # A video that is longer than its container says has more chunks than planned; the last entry lists them.
     chunks = {
         (job.uid, chunk["number"]): chunk for job in jobs for chunk in manifest.get(job.key, {}).get("chunks", ())
     }
@@ -169,47 +197,40 @@ def prepare_videos(
     report.video_seconds = round(sum(chunk["duration"] for chunk in chunks.values()), 3)
     report.output_bytes = sum(chunk["bytes"] for chunk in chunks.values())
     report.source_bytes = sum(source.stat().st_size for uid, source in sources.items() if uid in finished)
-    report.failures, report.seconds_elapsed = failures, round(time.monotonic() - began, 2)
-    return report
 
 
-def find_sources(video_root: str | os.PathLike) -> dict[str, Path]:
-    """video_uid → file, for the videos that lie in the folder itself."""
-    root = Path(video_root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"The video root {str(root)!r} is not a folder.")
+def find_sources(
+    video_root: str | os.PathLike, failures: list[dict] | None = None, exclude: Path | None = None
+) -> dict[str, Path]:
+    """video_uid → file of every video below the folder.
+
+    Args:
+        failures: Files whose name cannot be used as a uid are listed here; without it the first one raises.
+        exclude: The output folder, if it is inside `video_root`.
+    """
+    skipped: dict[str, str] | None = None if failures is None else {}
+    output = None if exclude is None else exclude.resolve()
     sources: dict[str, Path] = {}
-    for path in sorted(root.iterdir()):
-        if path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
+    for video in walk_videos(video_root, skipped):
+        if output is not None and output in video.path.resolve().parents:
             continue
-        uid = check_video_uid(path.stem)
-        if uid in sources:
-            raise ValueError(f"{str(sources[uid])!r} and {str(path)!r} would both become video {uid!r}.")
-        sources[uid] = path
+        if len(video.chunks) > 1:
+            raise ValueError(f"{str(video.path)!r} is in chunks already ({len(video.chunks)} files).")
+        (path,) = video.chunks.values()
+        if video.uid in sources:
+            raise ValueError(f"{str(sources[video.uid])!r} and {str(path)!r} would both become video {video.uid!r}.")
+        sources[video.uid] = path
+    if failures is not None:
+        failures += [{"path": path, "reason": reason} for path, reason in skipped.items()]
     if not sources:
-        raise FileNotFoundError(f"No video in {str(root)!r}: expected <uid>.mp4, or {', '.join(VIDEO_SUFFIXES[1:])}.")
+        raise FileNotFoundError(
+            f"No video in {shown(video_root)!r}: expected <uid>.mp4, or {', '.join(VIDEO_SUFFIXES[1:])}."
+        )
     return sources
 
 
-def read_manifest(output: str | os.PathLike) -> dict[tuple[str, int], dict]:
-    """(video_uid, first chunk) → entry of a finished unit; a line cut off by a kill counts for nothing."""
-    path, entries = Path(output) / MANIFEST_NAME, {}
-    if path.is_file():
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            content = content[: content.rfind(b"\n") + 1]
-            path.write_bytes(content)  # or the next entry would be glued to the torso
-        for number, line in enumerate(content.splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                entries[entry["video_uid"], entry["first"]] = entry
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{str(path)!r}, line {number} is not an entry of the manifest.") from None
-    return entries
-
-
 def _durations(sources: dict[str, Path], num_workers: int):
-    """(uid, file, seconds or why they are not known) of every source."""
+    """(uid, file, seconds or the reason why they are not known) of every source."""
 
     def probe(path: Path) -> float | str:
         try:
@@ -229,34 +250,11 @@ def _split(uid: str, source: Path, duration: float, root: Path, layout: Layout, 
     per_job = 1 if math.isinf(length) else max(1, int(JOB_SECONDS // length))
     jobs = []
     for first in range(0, num_chunks, per_job):
-        after = first + per_job if first + per_job < num_chunks else None  # the last goes on to the true end
+        after = first + per_job if first + per_job < num_chunks else None  # the last one ends with the video
         begins = layout.start_of(first)
         seconds = (duration if after is None else layout.start_of(after)) - begins
         jobs.append(Job(uid, str(source), str(root), layout, encoding, first, after, seconds))
     return jobs
-
-
-def _entry(job: Job, chunks) -> dict:
-    """One line of the manifest; paths are relative to the folder, so that it can be moved."""
-    listed = [{**dataclasses.asdict(chunk), "path": os.path.relpath(chunk.path, job.output)} for chunk in chunks]
-    stat = os.stat(job.source)
-    return {
-        "video_uid": job.uid,
-        "first": job.first,
-        "after": job.after,
-        "source": job.source,
-        "source_bytes": stat.st_size,
-        "chunks": listed,
-    }
-
-
-def _is_done(job: Job, manifest: dict) -> bool:
-    """Whether the manifest has this unit, and its files are there at their size."""
-    entry = manifest.get(job.key)
-    if entry is None or entry["after"] != job.after:
-        return False
-    paths = [(Path(job.output) / chunk["path"], chunk["bytes"]) for chunk in entry["chunks"]]
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
 
 def _work(job: Job):

@@ -1,16 +1,18 @@
-"""A stretch of one video, re-encoded into chunks from which clips are cheap to read.
+"""Re-encode a part of one video into chunks from which clips are cheap to read.
 
-H.264 without audio, short groups of pictures, closed, the index at the front. No B-frames: frames then stand in the
-file in the order in which they are shown, so there is no edit list and the last frame's end is exact. The frames keep
-their own times (a variable rate stays one). A frame that is on the screen while a chunk begins is repeated at the
-chunk's time 0, so that for each t the last frame begun by t is the same picture in the source and in the chunks.
+The chunks are H.264 without audio, with short closed groups of pictures and the index at the front. There are no
+B-frames: the frames are then stored in the order in which they are shown, so there is no edit list and the end of the
+last frame is exact. Frames keep their own times, so a variable rate stays variable. A frame that is still shown when a
+chunk begins is repeated at time 0 of that chunk. So for each t, the last frame that has begun by t is the same picture
+in the source and in the chunks.
 
-A chunk is written aside, read back frame by frame, and only then given its name: a file with the right name is whole.
+A chunk is written under a temporary name, decoded again frame by frame, and only then renamed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -19,11 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files.writing import file_hash, publish, temporary_path
+
+logger = logging.getLogger(__name__)
+
 DURATION_TOLERANCE = 0.5  # seconds by which a video may end before the length that its container states
 
 
 class TranscodeError(ValueError):
-    """A video that cannot be re-encoded: the message names the file and the time."""
+    """A video that cannot be re-encoded; the message names the file and the time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Encoding:
         if self.gop < 1:
             raise ValueError(f"gop ({self.gop}) must be at least 1 frame.")
         if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf ({self.crf}) must lie in [0, 51].")
+            raise ValueError(f"crf ({self.crf}) must be in [0, 51].")
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the result: even, the same shape, never larger."""
@@ -57,7 +63,15 @@ class Encoding:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What a finished file holds. `start` and `duration` in seconds, `start` counted from the source's first frame."""
+    """
+    What a finished file contains.
+
+    Args:
+        number (`int`): of the chunk.
+        start (`float`): seconds from the first frame of the source.
+        duration (`float`): seconds.
+        bytes (`int`), sha256 (`str`): of the file.
+    """
 
     number: int
     path: str
@@ -67,6 +81,7 @@ class Chunk:
     width: int
     height: int
     bytes: int
+    sha256: str
 
 
 def transcode(
@@ -77,26 +92,26 @@ def transcode(
     after: int | None = None,
     encoding: Encoding | None = None,
 ) -> list[Chunk]:
-    """Write the chunks [first, after) that are not there yet.
+    """Write the chunks [first, after), except those that exist and decode without a fault.
 
     Args:
         source: A video file.
         path_of: Number of a chunk → its file. Chunk n holds the seconds [n * chunk_seconds, (n + 1) * chunk_seconds).
         chunk_seconds: Whole seconds, or `inf` for the whole video as chunk 0.
-        after: The chunk before which to stop; up to the video's end if not given.
+        after: The chunk before which to stop; the end of the video if not given.
 
     Returns:
-        The chunks written, and those found.
+        All chunks, new and old.
 
     Raises:
-        TranscodeError: The source is no video, is damaged, ends before its container says or before chunk `after`; or
-            a chunk does not read back whole. Chunks finished before that stay.
+        TranscodeError: The source is not a video, is damaged, or ends before its container says or before chunk
+            `after`; or a written chunk does not decode again. Chunks that were finished before stay.
     """
     import av
 
     done = []
-    while first != after and path_of(first).is_file():
-        done.append(inspect_chunk(path_of(first), first, float(_start(first, chunk_seconds))))
+    while first != after and (found := _find(path_of, first, chunk_seconds)):
+        done.append(found)
         first += 1
     if first == after:
         return done
@@ -109,8 +124,19 @@ def transcode(
         raise TranscodeError(f"{source}: {' '.join(str(error).split())}") from error
 
 
+def _find(path_of: Callable[[int], Path], number: int, chunk_seconds: float) -> Chunk | None:
+    """The chunk if its file exists and is whole; a damaged file is written again."""
+    if not path_of(number).is_file():
+        return None
+    try:
+        return inspect_chunk(path_of(number), number, float(_start(number, chunk_seconds)))
+    except TranscodeError as error:
+        logger.warning("%s; it is written again.", error)
+        return None
+
+
 def _start(number: int, chunk_seconds: float) -> Fraction | float:
-    """Start of a chunk in seconds, exact; the only chunk of an undivided video starts at 0."""
+    """Start of a chunk in seconds, exactly; the only chunk of an undivided video starts at 0."""
     if math.isinf(chunk_seconds):
         return math.inf if number else Fraction(0)
     return number * Fraction(chunk_seconds)
@@ -126,6 +152,7 @@ def _transcode(container, source, path_of, chunk_seconds, number, after, encodin
         raise TranscodeError(f"{source}: its video stream has no frame rate.")
     stream.codec_context.thread_count = 1  # the processes are the parallelism
     done, writer, reached = [], None, None
+    found: dict[int, Chunk | None] = {}  # chunks behind a hole that is filled now
     try:
         for frame, begin, end in _frames(container, stream, source, _start(number, chunk_seconds)):
             reached = end
@@ -133,14 +160,15 @@ def _transcode(container, source, path_of, chunk_seconds, number, after, encodin
                 opens, closes = _start(number, chunk_seconds), _start(number + 1, chunk_seconds)
                 if end <= opens:
                     break
-                there = writer is None and path_of(number).is_file()  # a hole before it was filled
-                if writer is None and not there:
+                if writer is None and number not in found:
+                    found[number] = _find(path_of, number, chunk_seconds)
+                if writer is None and found[number] is None:
                     writer = _Writer(path_of(number), number, float(opens), stream, frame, encoding or Encoding())
                 if writer is not None:
                     writer.add(frame, max(begin, opens) - opens, min(end, closes) - opens)
                 if end < closes:
                     break
-                done.append(inspect_chunk(path_of(number), number, float(opens)) if there else writer.finish())
+                done.append(writer.finish() if writer is not None else found[number])
                 writer, number = None, number + 1
             if number == after:
                 break
@@ -149,8 +177,8 @@ def _transcode(container, source, path_of, chunk_seconds, number, after, encodin
             if writer is not None:
                 done.append(writer.finish())
                 writer = None
-            elif reached > _start(number, chunk_seconds):  # found, as the others; but shorter
-                done.append(inspect_chunk(path_of(number), number, float(_start(number, chunk_seconds))))
+            elif found.get(number) is not None:  # the last chunk, which is shorter
+                done.append(found[number])
         elif number != after:
             raise TranscodeError(f"{source}: ends before {float(_start(after, chunk_seconds)):.3f} s.")
     finally:
@@ -160,7 +188,7 @@ def _transcode(container, source, path_of, chunk_seconds, number, after, encodin
 
 
 def _frames(container, stream, source: str, start: Fraction) -> Iterator[tuple]:
-    """(frame, begin, end) in seconds from the first frame, from the last frame begun by `start` on."""
+    """Yield (frame, begin, end) in seconds from the first frame, beginning with the frame that is shown at `start`."""
     tick = stream.time_base
     lowest = min(0, stream.start_time or 0)
     origin = stream.start_time
@@ -176,7 +204,7 @@ def _frames(container, stream, source: str, start: Fraction) -> Iterator[tuple]:
         while True:
             container.seek(max(lowest, offset), stream=stream)
             frames = container.decode(stream)
-            # Frames before the first key frame may lean on pictures that the seek skipped.
+            # Frames before the first key frame may refer to pictures that the seek skipped.
             held = next((frame for frame in frames if frame.key_frame or offset <= lowest), None)
             if offset <= lowest or (held is not None and held.pts is not None and held.pts <= target):
                 break
@@ -211,22 +239,22 @@ def _check_end(stream, container, source: str, reached: Fraction | None) -> None
 
 
 class _Writer:
-    """One chunk on its way: written aside, checked, renamed."""
+    """Writes one chunk under a temporary name, checks it and renames it."""
 
     def __init__(self, path: Path, number: int, start: float, source, frame, encoding: Encoding) -> None:
         import av
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.number, self.start = path, number, start
-        self.aside = path.with_name(f".{path.name}.incomplete")
+        self.part = temporary_path(path)
         self.turns = round(frame.rotation / 90) % 4  # anticlockwise, as the file's flag asks
         self.source_size = frame.width, frame.height
         self.size = encoding.size(*self.source_size)
         self.reformatter = av.video.reformatter.VideoReformatter()
         rate = source.average_rate or source.guessed_rate
-        # A fine tick of its own where the source counts in something else than parts of a second (avi).
+        # avi counts in frames, not in parts of a second: use a fine tick there.
         self.tick = source.time_base if source.time_base.numerator == 1 else Fraction(1, 90000)
-        self.container = av.open(str(self.aside), "w", format="mp4", options={"movflags": "+faststart"})
+        self.container = av.open(f"file:{self.part}", "w", format="mp4", options={"movflags": "+faststart"})
         options = {"crf": str(encoding.crf), "preset": encoding.preset, "bf": "0", "threads": "1"}
         self.stream = self.container.add_stream("libx264", rate=rate, options=options)
         context = self.stream.codec_context
@@ -245,7 +273,7 @@ class _Writer:
 
         first, after = round(begin / self.tick), round(end / self.tick)
         if after <= first:
-            return  # shorter than a tick: never on the screen
+            return  # shorter than a tick: never shown
         if (frame.width, frame.height) != self.source_size:
             raise TranscodeError(f"{self.path}: the source's frames change size at {self.start + float(begin):.3f} s.")
         if self.turns:
@@ -271,16 +299,14 @@ class _Writer:
         try:
             self._mux(self.stream.encode())
             self.container.close()
-            with open(self.aside, "rb") as file:
-                os.fsync(file.fileno())
-            chunk = inspect_chunk(self.aside, self.number, self.start)
+            chunk = inspect_chunk(self.part, self.number, self.start)
             expected = float(self.last[1] * self.tick)
             if chunk.frames != len(self.ends) or abs(chunk.duration - expected) > 2e-3:
                 raise TranscodeError(
-                    f"{self.path}: {chunk.frames} frames of {chunk.duration:.3f} s read back, {len(self.ends)} frames "
-                    f"of {expected:.3f} s were written."
+                    f"{self.path}: {chunk.frames} frames of {chunk.duration:.3f} s decode again, {len(self.ends)} "
+                    f"frames of {expected:.3f} s were written."
                 )
-            os.replace(self.aside, self.path)
+            publish(self.part, self.path)
         except BaseException:
             self.discard()
             raise
@@ -288,14 +314,14 @@ class _Writer:
 
     def discard(self) -> None:
         self.container.close()
-        self.aside.unlink(missing_ok=True)
+        self.part.unlink(missing_ok=True)
 
 
 def inspect_chunk(path: Path, number: int, start: float) -> Chunk:
-    """Decode a whole file. `start` is passed through.
+    """Decode a whole file; `start` is copied into the result.
 
     Raises:
-        TranscodeError: A frame is damaged or missing, or the first is not at time 0.
+        TranscodeError: A frame is damaged or missing, or the first one is not at time 0.
     """
     import av
 
@@ -309,8 +335,11 @@ def inspect_chunk(path: Path, number: int, start: float) -> Chunk:
                     raise TranscodeError(f"{path}: frame {count} (pts {frame.pts}) is damaged or out of place.")
                 count += 1
                 end = max(end, (frame.pts + (frame.duration or 0)) * stream.time_base)
+            if stream.frames and count != stream.frames:
+                raise TranscodeError(f"{path}: {count} of its {stream.frames} frames decode: truncated?")
     except (av.FFmpegError, IndexError) as error:
-        raise TranscodeError(f"{path}: does not read back: {' '.join(str(error).split())}") from error
+        raise TranscodeError(f"{path}: does not decode: {' '.join(str(error).split())}") from error
     if frame is None:
-        raise TranscodeError(f"{path}: holds no frame.")
-    return Chunk(number, str(path), start, float(end), count, frame.width, frame.height, os.path.getsize(path))
+        raise TranscodeError(f"{path}: contains no frame.")
+    size = os.path.getsize(path)
+    return Chunk(number, str(path), start, float(end), count, frame.width, frame.height, size, file_hash(path))

@@ -1,7 +1,7 @@
-"""Folders that a stopped command goes on with: made by one set of settings, each file whole or not there.
+"""Output folders that a stopped command can resume.
 
-A folder is claimed by a JSON file of how it is made. Whoever comes later compares: equal settings go on with what is
-missing, others are refused, and so is a folder that holds things but no such file.
+A JSON file in the folder records the settings. A later run with equal settings resumes with what is missing; other
+settings are refused, and so is a folder with other content.
 """
 
 import json
@@ -15,45 +15,74 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from .folder_lock import LOCK_NAME, locked
+from .sharding import Shard
+from .writing import TEMPORARY_SUFFIX, aside, remove_temporary_files, write_json
 
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` at the end, or removed if that end is not reached."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content) -> None:
-    with aside(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+__all__ = [
+    "FolderReport",
+    "aside",
+    "begin_folder",
+    "claim_folder",
+    "claimed_folder",
+    "differences",
+    "is_foreign",
+    "num_cores",
+    "run_jobs",
+    "write_json",
+]
 
 
 def begin_folder(folder: Path, name: str, settings: dict, notes: dict | None = None) -> dict | None:
-    """Makes the folder and its settings file, unless it is there.
+    """Create the folder and its settings file unless they exist.
+
+    A folder that holds nothing but locks and temporary files was left by a run that was killed before it wrote its
+    settings; it counts as empty.
 
     Args:
         name (`str`): of the settings file.
-        notes (`dict`): written beside the settings, compared by nobody.
+        notes (`dict`): stored with the settings but never compared.
 
     Returns:
-        What the folder is made by: `settings` if it is new, else the file's content; None if it holds something else.
+        The settings of the folder: `settings` if it is new, else the content of the file. None if the folder holds
+        something else.
+
+    Raises:
+        ValueError: The settings file is damaged.
     """
     path = folder / name
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    if folder.is_dir() and any(folder.iterdir()):
+        return _read_settings(path)
+    if is_foreign(folder, name):
         return None
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, settings | (notes or {}))
     return settings
 
 
+def is_foreign(folder: Path, name: str) -> bool:
+    """Whether the folder holds files but not the settings file `name`, so that another program made it."""
+    if not folder.is_dir() or (folder / name).is_file():
+        return False
+    return not all(_is_ours(entry) for entry in folder.iterdir())
+
+
+def _is_ours(entry: Path) -> bool:
+    return entry.name.startswith(LOCK_NAME) or (entry.name.startswith(".") and entry.suffix == TEMPORARY_SUFFIX)
+
+
+def _read_settings(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The settings {str(path)!r} are damaged ({error}). Remove the folder.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"The settings {str(path)!r} are damaged (not an object). Remove the folder.")
+    return content
+
+
 def differences(there: dict, settings: dict, now: str) -> str:
-    """`"crf: 23 there, 30 {now}; …"` of the settings that differ, empty if none does."""
+    """`"crf: 23 there, 30 {now}; …"` of the settings that differ; empty if none does."""
     return "; ".join(
         f"{name}: {there.get(name)} there, {value} {now}"
         for name, value in settings.items()
@@ -62,20 +91,41 @@ def differences(there: dict, settings: dict, now: str) -> str:
 
 
 def claim_folder(folder: Path, name: str, settings: dict) -> None:
-    """Makes the folder by these settings, or goes on with it.
+    """Create the folder with these settings, or check that it was made with them.
 
     Raises:
         FileExistsError: It was made with other settings, which are listed, or holds something else.
     """
     there = begin_folder(folder, name, settings)
     if there is None:
-        raise FileExistsError(f"{str(folder)!r} is not empty and {name} is missing: not made by this command.")
+        raise _foreign(folder, name)
     if different := differences(there, settings, "asked for"):
         raise FileExistsError(f"{str(folder)!r} was made with other settings ({different}).")
 
 
+@contextmanager
+def claimed_folder(folder: Path, name: str, settings: dict, shard: Shard | None = None) -> Iterator[None]:
+    """`claim_folder`, and hold the lock of the folder (or of one shard of it) until the end of the block.
+
+    Raises:
+        FileExistsError: As `claim_folder`, or another process writes to the folder (`FolderInUse`).
+    """
+    if is_foreign(folder, name):
+        raise _foreign(folder, name)  # before a lock file is put into it
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, shard):
+        claim_folder(folder, name, settings)
+        if shard is None:
+            remove_temporary_files(folder)
+        yield
+
+
+def _foreign(folder: Path, name: str) -> FileExistsError:
+    return FileExistsError(f"{str(folder)!r} is not empty and {name} is missing: not made by this command.")
+
+
 class FolderReport:
-    """Base of the dataclasses that tell what a command left in its folder; they list `failures`."""
+    """Base of the dataclasses that report what a folder holds after a command; they list `failures`."""
 
     @property
     def exit_code(self) -> int:
@@ -91,10 +141,12 @@ def num_cores() -> int:
 
 
 def run_jobs(work: Callable, jobs: Sequence[tuple], num_workers: int) -> Iterator[tuple[tuple, Any]]:
-    """(job, `work(*job)`) of every job as it is done, in as many processes; with one worker in this one, in order.
+    """Yield (job, `work(*job)`) as the jobs finish, in `num_workers` processes.
+
+    With one worker the jobs run in this process, in order.
 
     Raises:
-        OSError: A worker died; what other jobs have written stays.
+        OSError: A worker process died; the files of finished jobs stay.
     """
     if num_workers <= 1 or len(jobs) <= 1:
         for job in jobs:
@@ -108,7 +160,7 @@ def run_jobs(work: Callable, jobs: Sequence[tuple], num_workers: int) -> Iterato
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise OSError(
-            "A worker process died (killed, or out of memory?). What is finished stays; run the same command again."
+            "A worker process died (killed, or out of memory?). Finished files stay; run the same command again."
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -143,7 +143,7 @@ def test_a_killed_run_leaves_whole_files_and_ends_like_an_uninterrupted_one(tmp_
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == stamps
     assert main(["prepare", str(raw), str(tmp_path / "whole"), *options]) == 0
     assert contents(out) == contents(tmp_path / "whole") and len(contents(out)) == 45
-    assert not list(out.rglob(".*.incomplete")), "what the kill left behind is written over, not kept"
+    assert not list(out.rglob(".*.part")), "the next run removes what the kill left behind"
 
 
 def test_a_second_run_does_nothing_and_a_lost_chunk_is_made_again(tmp_path, monkeypatch):
