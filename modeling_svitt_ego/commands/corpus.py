@@ -1,14 +1,14 @@
 """`svitt-ego doctor`, `build-egoclip` and `prepare`: a corpus before its training."""
 
 import argparse
-import json
-from pathlib import Path
+
+LAYOUT_HELP = "undivided, egovlp, lavila, avion, epic, epic-flat or avion-epic; recognised by default"
 
 
 def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("csv", help="egoclip.csv")
     parser.add_argument("video_root", help="folder of the videos, in any known layout")
-    parser.add_argument("--layout", help="undivided, egovlp, lavila or avion; found by looking otherwise")
+    parser.add_argument("--layout", help=LAYOUT_HELP)
     parser.add_argument("--egomcq", help="an egomcq.json to check as well")
     parser.add_argument("--sample", type=int, help="open at most this many videos")
     parser.add_argument("--num-frames", type=int, default=4, help="frames per clip, to count clips that have fewer")
@@ -34,13 +34,13 @@ def run_doctor(arguments: argparse.Namespace) -> int:
 
 def add_build_egoclip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("narration_json", help="narrations as Ego4D has them: unordered, one or two annotators")
-    parser.add_argument("output", help="egoclip.csv to write; what was dropped is listed beside it")
+    parser.add_argument("output", help="egoclip.csv to write; what was dropped is listed next to it")
     parser.add_argument("--verb-taxonomy", required=True, help="csv of label,group (narration_verb_taxonomy.csv)")
     parser.add_argument("--noun-taxonomy", required=True, help="csv of label,group (narration_noun_taxonomy.csv)")
     lengths = parser.add_mutually_exclusive_group(required=True)
     lengths.add_argument("--durations", help="ego4d.json, or a csv with video_uid and duration_sec")
     lengths.add_argument("--video-root", help="folder of the videos, whose files then tell their length")
-    parser.add_argument("--layout", help="with --video-root: undivided, egovlp, lavila or avion")
+    parser.add_argument("--layout", help=f"with --video-root: {LAYOUT_HELP}")
     parser.add_argument(
         "--drop", nargs="+", default=(), choices=("unsure", "other"), help="leave out sentences with #unsure or #O"
     )
@@ -49,31 +49,52 @@ def add_build_egoclip_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--min-seconds", type=float, default=0.0, help="widen shorter windows to this")
     parser.add_argument("--max-seconds", type=float, default=float("inf"), help="narrow longer windows to this")
+    add_shard_arguments(parser, "the tagging")
     parser.add_argument("--json", help="also write the report to this file")
 
 
 def run_build_egoclip(arguments: argparse.Namespace) -> None:
-    from ..corpus.egoclip_building import Selection, build_egoclip_file, measure_durations, read_durations
+    from ..corpus.durations import measure_durations, read_durations
+    from ..corpus.egoclip_building import Selection
+    from ..corpus.egoclip_files import build_egoclip_file, tag_shard
 
+    shard = shard_of(arguments)
+    files = arguments.narration_json, arguments.output, arguments.verb_taxonomy, arguments.noun_taxonomy
     selection = Selection(tuple(arguments.drop), arguments.min_words, arguments.min_seconds, arguments.max_seconds)
-    if arguments.durations:
-        durations = read_durations(arguments.durations)
+    if shard is not None:
+        report = tag_shard(*files, shard)
     else:
-        durations = measure_durations(arguments.narration_json, arguments.video_root, arguments.layout)
-    report = build_egoclip_file(
-        arguments.narration_json,
-        arguments.output,
-        arguments.verb_taxonomy,
-        arguments.noun_taxonomy,
-        durations,
-        selection,
-    )
+        if arguments.durations:
+            durations = read_durations(arguments.durations)
+        else:
+            durations = measure_durations(arguments.narration_json, arguments.video_root, arguments.layout)
+        report = build_egoclip_file(*files, durations, selection, arguments.merge)
     _show(report, arguments.json)
 
 
+def add_shard_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--shard I/N` and `--merge`, for commands whose work several machines can share."""
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--shard",
+        metavar="I/N",
+        help=f"do part I (0 to N - 1) of {what}; parts may run at the same time on one output",
+    )
+    parts.add_argument("--merge", action="store_true", help="after all parts: check that nothing is missing, and join")
+
+
+def shard_of(arguments: argparse.Namespace):
+    """The [`Shard`] that `--shard` names, or None."""
+    from ..files.sharding import Shard
+
+    return None if arguments.shard is None else Shard.parse(arguments.shard)
+
+
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video_root", help="folder of <uid>.mp4; for --clip-shards in any known layout")
-    parser.add_argument("output", help="folder to make, or to go on with")
+    parser.add_argument(
+        "video_root", help="folder of <uid>.mp4, also in sub-folders; with --clip-shards in any layout"
+    )
+    parser.add_argument("output", help="folder to create or to resume")
     parser.add_argument(
         "--chunk-seconds", type=float, default=600.0, help="600: EgoVLP's layout, 300: LaViLa's, 15: AVION's, 0: whole"
     )
@@ -87,12 +108,17 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames-per-clip", type=int, default=16, help="with --clip-shards: JPEG frames of each clip")
     parser.add_argument("--clips-per-shard", type=int, default=1000, help="with --clip-shards")
     parser.add_argument("--jpeg-quality", type=int, default=90, help="with --clip-shards")
-    parser.add_argument("--layout", help="with --clip-shards: undivided, egovlp, lavila or avion")
+    parser.add_argument(
+        "--max-failure-share", type=float, default=0.05, help="with --clip-shards: stop if more clips are unreadable"
+    )
+    parser.add_argument("--layout", help=f"with --clip-shards: {LAYOUT_HELP}")
+    add_shard_arguments(parser, "the videos (with --clip-shards: of the tars)")
     parser.add_argument("--num-workers", type=int, help="processes; one per core by default")
     parser.add_argument("--json", help="also write the report to this file")
 
 
 def run_prepare(arguments: argparse.Namespace) -> int:
+    shard = shard_of(arguments)
     if arguments.clip_shards:
         from ..data.clip_shards import ShardSettings, write_clip_shards
 
@@ -106,21 +132,31 @@ def run_prepare(arguments: argparse.Namespace) -> int:
             settings,
             layout=arguments.layout,
             num_workers=arguments.num_workers,
+            shard=shard,
+            merge=arguments.merge,
+            max_failure_share=arguments.max_failure_share,
         )
     else:
         from ..corpus.prepare import prepare_videos
         from ..corpus.transcoding import Encoding
 
-        encoding = Encoding(arguments.short_side, arguments.gop, arguments.crf, arguments.preset)
         report = prepare_videos(
-            arguments.video_root, arguments.output, arguments.chunk_seconds, encoding, arguments.num_workers
+            arguments.video_root,
+            arguments.output,
+            arguments.chunk_seconds,
+            Encoding(arguments.short_side, arguments.gop, arguments.crf, arguments.preset),
+            arguments.num_workers,
+            shard,
+            arguments.merge,
         )
     _show(report, arguments.json)
     return report.exit_code
 
 
 def _show(report, file: str | None) -> None:
-    """Prints the report's table; with --json also writes all of it."""
+    """Print the report's table; with --json also write all of it."""
     print(report.table())
     if file:
-        Path(file).write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+        from ..files.writing import write_json
+
+        write_json(file, report.as_dict())

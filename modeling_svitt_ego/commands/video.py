@@ -2,6 +2,8 @@
 
 import argparse
 
+from .corpus import add_shard_arguments, shard_of
+
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -27,15 +29,18 @@ def _load(arguments: argparse.Namespace):
 
 def add_extract_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="VIDEO_OR_FOLDER", help="a video, or a folder of videos in any known layout")
-    add("output", metavar="OUT", help="folder of the features; what is finished there is kept")
+    add("source", metavar="VIDEO_OR_FOLDER", help="a video, or a folder with videos in it or in its sub-folders")
+    add("output", metavar="OUT", help="folder of the features, to create or to resume")
     _add_model_arguments(parser)
     add(
         "--features", choices=("projected", "pooled", "tokens"), default="projected", help="before or after projection"
     )
-    add("--layout", choices=("pt", "npz", "hdf5"), default="pt", help="files that VSLNet (pt) or GroundNLQ (npz) read")
+    formats = {"dest": "layout", "choices": ("pt", "npz", "hdf5")}
+    add("--format", default="pt", help="files that VSLNet (pt) or GroundNLQ (npz) read", **formats)
+    add("--layout", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **formats)  # its name in 0.1.0
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the video features")
     add("--nlq", nargs="+", default=(), metavar="JSON", help="nlq_*.json: their videos only; also clips and queries")
+    add_shard_arguments(parser, "the videos and queries")
 
 
 def run_extract(arguments: argparse.Namespace) -> int:
@@ -53,6 +58,8 @@ def run_extract(arguments: argparse.Namespace) -> int:
         arguments.dtype,
         arguments.nlq,
         arguments.batch_size,
+        shard_of(arguments),
+        arguments.merge,
     )
     windows = sum(row["num_windows"] for row in result.finished.values())
     print(f"{len(result.finished)} videos ({result.num_reused} were there), {windows} windows in {arguments.output}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..data.layouts import Layout
-from ..files.sharding import Shard
+from ..files.sharding import shard_files
 from ..files.writing import is_whole, read_json_lines, write_json_lines
 from .transcoding import Chunk, Encoding
 
@@ -38,18 +38,6 @@ class Job:
 
     def path(self, chunk: int) -> Path:
         return self.layout.path(self.output, self.uid, chunk)
-
-
-def file_name(name: str, shard: Shard | None) -> str:
-    """`manifest.jsonl`, or `manifest.shard-00002-of-00008.jsonl`."""
-    stem, suffix = os.path.splitext(name)
-    return name if shard is None else f"{stem}.{shard.name}{suffix}"
-
-
-def shard_files(output: Path, name: str) -> list[Path]:
-    """The files of this name that shards have written."""
-    stem, suffix = os.path.splitext(name)
-    return sorted(output.glob(f"{stem}.shard-*-of-*{suffix}"))
 
 
 def read_manifest(output: str | os.PathLike) -> dict[tuple[str, int], dict]:

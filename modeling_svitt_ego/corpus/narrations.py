@@ -4,7 +4,6 @@ The file is not ordered in time, holds up to two annotators per video and no dur
 Times are seconds from the start of the source video.
 """
 
-import json
 import math
 import uuid
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..data.video_uid import check_video_uid
 from ..files.json_records import read_json
+from ..files.writing import write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +31,18 @@ class Narration:
 
 
 class DroppedNarration(NamedTuple):
-    """One sentence of the file that makes no clip."""
+    """One sentence of the file that does not become a clip."""
 
     reason: str
     video_uid: str
     source: str  # the annotator's pass
     index: int  # place in the file's list of that pass
-    time: str  # as it stands in the file
+    time: str  # as in the file
     text: str
 
 
 def write_narration_json(narrations: Iterable[Narration], path: str | Path, fps: float = 30.0) -> None:
-    """Writes Ego4D's `narration.json`: video_uid -> pass -> narrations with timestamp_sec and narration_text."""
+    """Write Ego4D's `narration.json`: video_uid -> pass -> narrations with timestamp_sec and narration_text."""
     videos: dict[str, dict] = {}
     for item in narrations:
         video = videos.setdefault(item.video_uid, {"status": "complete"})
@@ -56,28 +56,58 @@ def write_narration_json(narrations: Iterable[Narration], path: str | Path, fps:
                 "annotation_uid": annotation_uid,
             }
         )
-    Path(path).write_text(json.dumps(videos, indent=1) + "\n", encoding="utf-8")
+    write_json(path, videos)
 
 
 def read_narration_json(
     path: str | Path, durations: Mapping[str, float], dropped: list[DroppedNarration] | None = None
 ) -> list[Narration]:
-    """Reads every usable sentence, in the order of the file.
+    """Read every usable sentence, in the order of the file.
 
     Args:
-        path: `narration.json`; the videos stand at its top or under a key `videos`.
+        path: `narration.json`; the videos are its top level or under a key `videos`.
         durations: video_uid -> seconds.
         dropped: sentences without a number as time, without text, before 0, repeated within their pass, or of a video
             of unknown duration are appended here. Without this list the first such sentence raises.
 
     Raises:
-        ValueError: The file is no narration file, a video_uid is not a plain name, or (without `dropped`) a sentence
-            is unusable.
+        ValueError: The file is not a narration file, a video_uid is not a plain name, or a sentence is unusable and
+            `dropped` is not given.
+    """
+    return narrations_of(read_narrated_videos(path), path, durations, dropped)
+
+
+def read_narrated_videos(path: str | Path) -> dict[str, dict]:
+    """video_uid → its entry in `narration.json`.
+
+    Raises:
+        ValueError: The file is not a narration file, or no video in it was narrated.
     """
     content = read_json(str(path))
     videos = content.get("videos", content) if isinstance(content, dict) else None
     if not isinstance(videos, dict):
-        raise ValueError(f"{path}: expected an object of videos by video_uid.")
+        kind = type(content).__name__ if not isinstance(content, dict) else f"`videos` is a {type(videos).__name__}"
+        raise ValueError(f"{path}: expected an object of videos by video_uid, got {kind}.")
+    if all(isinstance(video, dict) and not _has_pass(video) for video in videos.values()):
+        first = dict(list(videos.items())[:1])
+        raise ValueError(
+            f"{path}: none of its {len(videos)} videos has narration_pass_1 or narration_pass_2. The first: "
+            f"{ascii(first)[:200]}."
+        )
+    return videos
+
+
+def _has_pass(video: dict) -> bool:
+    return any(name.startswith("narration_pass") for name in video)
+
+
+def narrations_of(
+    videos: Mapping[str, Any],
+    path: str | Path,
+    durations: Mapping[str, float],
+    dropped: list[DroppedNarration] | None = None,
+) -> list[Narration]:
+    """The usable sentences of [`read_narrated_videos`]; see [`read_narration_json`]."""
     narrations = []
     for video_uid, video in videos.items():
         passes = _passes(video, f"{path}: video {video_uid!r:.100}")
@@ -102,7 +132,7 @@ def read_narration_json(
 
 
 def _passes(video: Any, where: str) -> list[tuple[str, list]]:
-    """(annotator's pass, its sentences), in order; none for a video that was not narrated."""
+    """(annotator's pass, its sentences), in order; empty for a video that was not narrated."""
     if not isinstance(video, dict):
         raise ValueError(f"{where}: expected an object with narration_pass_1, narration_pass_2 or neither.")
     passes = []
@@ -138,9 +168,9 @@ def clip_windows(times: Mapping[Hashable, Sequence[float]]) -> dict[Hashable, li
             example keyed (video_uid, source): mixing their sentences would halve the gaps.
 
     Returns:
-        (start, end) in seconds for each narration, in the order given. The start is negative where a narration stands
-        at the very beginning, as in the published file; readers clamp. A video with one narration has no gap, so it
-        gets the average window.
+        (start, end) in seconds for each narration, in the order given. The start is negative for a narration at the
+        very beginning, as in the published file; readers clamp it. A video with one narration has no gap and gets the
+        average window.
     """
     betas = {}
     for key, values in times.items():
@@ -149,7 +179,7 @@ def clip_windows(times: Mapping[Hashable, Sequence[float]]) -> dict[Hashable, li
     alpha = sum(betas.values()) / len(betas) if betas else 0.0
     windows = {}
     for key, values in times.items():
-        # alpha is 0 only if all narrations of every video stand at one time; one second is then as good as any.
+        # alpha is 0 only if all narrations of every video have the same time; then every window is one second.
         half = 0.5 * (betas.get(key, alpha) / alpha if alpha > 0 else 1.0)
         windows[key] = [(time - half, time + half) for time in values]
     return windows

@@ -21,7 +21,7 @@ from ..data.layouts import LAYOUTS, Layout
 from ..data.video_files import VIDEO_SUFFIXES, walk_videos
 from ..files.plain_names import shown
 from ..files.resumable_folder import FolderReport, claimed_folder, num_cores, run_jobs
-from ..files.sharding import Shard
+from ..files.sharding import Shard, file_name
 from ..files.writing import append_json_line, write_json_lines
 from ..model.clip_reading import ClipReadError, probe_video
 from .manifest import (
@@ -30,7 +30,6 @@ from .manifest import (
     Job,
     check_sources,
     entry_of,
-    file_name,
     holes,
     merge_manifests,
     missing_shards,

@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files.resumable_folder import FolderReport, claimed_folder, num_cores, run_jobs
-from ..files.sharding import Shard
+from ..files.sharding import Shard, file_name, shard_files
 from ..files.writing import aside, file_hash, write_json_lines
 from ..model.clip_reading import ClipReadError, clip_times
 from .egoclip import load_egoclip
@@ -157,14 +157,14 @@ def write_clip_shards(
             report.failures += account.failures
         write_json_lines(root / _failures_name(report.part), report.failures)
         if merge:
-            for path in root.glob("failures.shard-*.jsonl"):
+            for path in shard_files(root, FAILURES_NAME):
                 path.unlink()
     report.seconds_elapsed = round(time.monotonic() - began, 2)
     return report
 
 
 def _failures_name(part: str | None) -> str:
-    return f"failures.{Shard.parse(part).name}.jsonl" if part else FAILURES_NAME
+    return file_name(FAILURES_NAME, Shard.parse(part) if part else None)
 
 
 def _index(stem: Path) -> Path:

@@ -7,7 +7,6 @@ by a narration_id of the first file, from which its classes come. Both are real 
 from __future__ import annotations
 
 import ast
-import csv as csv_module
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import datasets
 import pyarrow as pa
 
 from ..files.arrow_cache import AnnotationBuilder, RejectedLine, build, check_readable
+from ..files.text_tables import read_rows
 from .video_uid import check_video_uid
 
 EPIC_FEATURES = datasets.Features(
@@ -100,7 +100,17 @@ def read_clips(path: str, labelled: bool = True) -> Iterator[dict]:
     """Yield one checked row per action."""
     seen = set()
     needed = REQUIRED if labelled else PLACES
-    for line, cells in _read_csv(path, lambda header: [name for name in needed if name not in header]):
+
+    def missing(header: list[str]) -> list[str]:
+        absent = [name for name in needed if name not in header]
+        if "verb_class" in absent and "narration_id" in header:
+            raise ValueError(
+                f"{path!r} lacks the column(s) {absent}; a file without classes cannot be scored, read it with "
+                "labelled=False."
+            )
+        return absent
+
+    for line, cells in read_rows(path, missing):
         where = f"{path!r}, line {line}"
         if cells["narration_id"] in seen:
             raise ValueError(f"{where}: narration_id {cells['narration_id']!r} occurs twice.")
@@ -137,7 +147,7 @@ def read_sentences(path: str, clips: dict[str, dict]) -> Iterator[dict]:
     def missing(header):
         return [] if any(set(names) <= set(header) for names in SENTENCE_HEADERS) else list(SENTENCE_HEADERS[0])
 
-    for line, cells in _read_csv(path, missing):
+    for line, cells in read_rows(path, missing):
         key, name = next(names for names in SENTENCE_HEADERS if set(names) <= set(cells))
         if cells[key] not in clips:
             raise ValueError(f"{path!r}, line {line}: {cells[key]!r} is not a narration_id of the clips.")
@@ -151,32 +161,6 @@ def parse_timestamp(cell: str) -> float:
         raise ValueError(f"{cell[:40]!r} is not a time like 00:01:02.345.")
     hours, minutes, secs = match.groups()
     return int(hours) * 3600 + int(minutes) * 60 + float(secs)
-
-
-def _read_csv(path: str, missing) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, cells by column); `missing(header)` lists the columns that are not there."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv_module.reader(file, strict=True)
-            header = next(reader, [])
-            if absent := missing(header):
-                shown = ",".join(header)[:200]
-                without = (
-                    "; a file without classes cannot be scored, read it with labelled=False"
-                    if ("verb_class" in absent and "narration_id" in header)
-                    else ""
-                )
-                raise ValueError(
-                    f"{path!r} lacks the column(s) {absent}; its comma-separated header is {shown!r}{without}."
-                )
-            for cells in reader:
-                if len(cells) != len(header):
-                    raise ValueError(f"{path!r}, line {reader.line_num}: {len(cells)} cells instead of {len(header)}.")
-                yield reader.line_num, dict(zip(header, cells))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path!r} is not UTF-8 text: {error}.") from None
-    except csv_module.Error as error:
-        raise ValueError(f"{path!r}, line {reader.line_num}: {error}.") from None
 
 
 def _class_number(cell: str) -> int:

@@ -106,22 +106,24 @@ def walk_videos(root: str | os.PathLike, skipped: dict[str, str] | None = None) 
     if not root.is_dir():
         raise FileNotFoundError(f"The video root {shown(root)!r} is not a folder.")
     for video in _walk(root, is_root=True, seen=set()):
-        fault = name_fault(video.uid) or _undecodable(video)
+        fault = video_name_fault(video.uid, video.path, *video.chunks.values())
         if fault is None:
             yield video
         elif skipped is None:
-            raise ValueError(f"{shown(video.path)!r} cannot be used as the name of a video: {fault}. Rename it.")
+            raise ValueError(f"{shown(video.path)!r}: {fault}")
         else:
-            skipped[shown(video.path)] = f"its name cannot be used: {fault}; rename it"
+            skipped[shown(video.path)] = fault
 
 
-def _undecodable(video: FoundVideo) -> str | None:
+def video_name_fault(uid: str, *paths: Path) -> str | None:
+    """Why a video of this name and with these files cannot be used; None if it can."""
+    fault = name_fault(uid)
     try:
-        for path in (video.path, *video.chunks.values()):
+        for path in paths:
             os.fspath(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return "its path is not valid UTF-8"
-    return None
+    except UnicodeEncodeError:  # the decoders take UTF-8
+        fault = fault or "its path is not valid UTF-8"
+    return f"the name cannot be used: {fault}; rename it." if fault else None
 
 
 def _walk(folder: Path, is_root: bool, seen: set[str]) -> Iterator[FoundVideo]:

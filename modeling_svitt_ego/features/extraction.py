@@ -1,19 +1,20 @@
-"""`svitt-ego extract`: a folder of features of videos and of EgoNLQ queries, resumable and never of two minds.
+"""`svitt-ego extract`: a folder of features of videos and of EgoNLQ queries; resumable, refuses to mix settings.
 
 OUT/manifest.json           checkpoint, transforms and settings: what every file of the folder has in common
-    videos.jsonl            a line per finished video: uid, duration, num_windows, bytes of its files
+    videos.jsonl            a line per finished video: uid, duration, num_windows, sizes, hash of its features
     failures.json           videos that could not be read, with the reason; empty if none
     <video_uid>.pt          one row per cell of [0, duration), the last one included
     clips/<clip_uid>.pt     rows of the clip as VSLNet cuts them, and `feature_shapes.json`   (with `nlq`)
     text/<annotation_uid>_<query_idx>.pt    "features" and "token_features" of a query        (with `nlq`)
 """
 
+import functools
 import json
 import logging
 import os
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,11 +24,23 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data.egonlq import read_queries
-from ..files.resumable_folder import aside, begin_folder, differences, write_json
+from ..files.folder_lock import locked
+from ..files.resumable_folder import begin_folder, differences, is_foreign
+from ..files.sharding import Shard, file_name, shard_files
+from ..files.writing import (
+    append_json_line,
+    file_hash,
+    is_whole,
+    read_json_lines,
+    remove_temporary_files,
+    write_json,
+    write_text,
+)
 from ..model.clip_reading import ClipReadError
 from ..weights.fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
 from .files import SUFFIXES, h5py, link_features, load_features, save_features
-from .windows import SourceVideo, WindowSettings, cells, embed_texts, embed_video, find_videos
+from .source_videos import SourceVideo, find_videos
+from .windows import VideoFeatures, WindowSettings, cells, embed_texts, embed_video
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +53,7 @@ class Extraction:
     """
     Args:
         finished (`dict`): by video uid, its line of `videos.jsonl`, those of earlier runs included.
-        num_reused (`int`): of these, how many were there before.
+        num_reused (`int`): how many of these are from earlier runs.
         failures (`dict`): by video uid, why it could not be read.
         num_texts (`int`): queries with text features.
         num_without_text (`int`): queries that have no text, and so no features.
@@ -63,35 +76,75 @@ def extract(
     dtype: str = "float32",
     nlq: Sequence[str | os.PathLike] = (),
     batch_size: int = 32,
+    shard: Shard | None = None,
+    merge: bool = False,
 ) -> Extraction:
     """
-    Features of a video, or of all videos of a folder, into `output`; what is finished there is kept.
+    Write the features of a video, or of all videos of a folder, into `output`; what is finished there is kept.
 
     Args:
-        source: a video file, or a folder in any layout that `find_layout` knows.
-        layout (`str`): `"pt"`, `"npz"` or `"hdf5"`, see [`feature_files`].
+        source: a video file, or a folder; see [`find_videos`].
+        layout (`str`): file format, `"pt"`, `"npz"` or `"hdf5"`, see `features/files.py`.
         dtype (`str`): `"float32"` or `"float16"`, of the video features; texts are always float32.
         nlq (list of paths): EgoNLQ annotation files. Only their videos are taken; their clips are cut out and their
             queries are embedded too.
+        shard ([`Shard`], *optional*): embed this part of the videos and queries only. Shards may run at the same time
+            on one folder; `merge` completes it.
+        merge (`bool`): embed nothing: check that the shards have done everything, then write what covers all videos.
 
     Raises:
-        ValueError: `output` holds features of another checkpoint or of other settings; the message lists them.
+        ValueError: `output` holds features of another checkpoint or of other settings, which are listed, or (`merge`)
+            something is missing.
+        FileExistsError: Another run is writing to `output`.
     """
     settings, output = settings or WindowSettings(), Path(output)
+    _check_options(layout, dtype, shard, merge)
+    queries = [row for path in nlq for row in read_queries(os.fspath(path))]
+    failures: dict[str, str] = {}
+    videos = find_videos(source, {row["video_uid"] for row in queries} if queries else None, failures)
+    texts = [row for row in queries if row["query"] is not None]
+    if shard is not None:
+        videos = [video for video in videos if shard.owns(video.uid)]
+        failures = {path: reason for path, reason in failures.items() if shard.owns(path)}
+    own_texts = [row for row in texts if shard is None or shard.owns(query_key(row))]
+    with _claimed(output, _manifest(model, processor, settings, layout, dtype), shard):
+        folder = _Finished(output, layout, shard)
+        reused = _unchanged(videos, folder.rows, output)
+        waiting = [video for video in videos if video.uid not in reused]
+        missing_texts = _missing_texts(output / "text", own_texts, layout)
+        if merge:
+            failures |= _check_complete(output, waiting, missing_texts)
+        else:
+            embed = functools.partial(embed_video, model, processor)
+            failures |= _embed_videos(embed, waiting, folder, settings, batch_size, DTYPES[dtype])
+            _write_texts(model, processor, output / "text", missing_texts, layout)
+        write_json(output / file_name(FAILURES, shard), failures)
+        if shard is None:
+            folder.merge()
+            if layout == "hdf5":
+                link_features(output, folder.rows)
+            if queries:
+                _cut_clips(output, queries, folder.rows, settings, layout)
+    uids = {video.uid for video in videos}
+    finished = folder.rows if shard is None else {uid: row for uid, row in folder.rows.items() if uid in uids}
+    return Extraction(finished, len(reused), failures, len(own_texts), len(queries) - len(texts))
+
+
+def _check_options(layout: str, dtype: str, shard: Shard | None, merge: bool) -> None:
     if layout not in SUFFIXES:
         raise ValueError(f"layout ({layout!r}) must be one of {', '.join(SUFFIXES)}.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype ({dtype!r}) must be one of {', '.join(DTYPES)}.")
     if layout == "hdf5":
-        h5py()  # missing: said before the work, not after
-    queries = [row for path in nlq for row in read_queries(os.fspath(path))]
-    videos = find_videos(source, {row["video_uid"] for row in queries} if queries else None)
-    _check_manifest(output, _manifest(model, processor, settings, layout, dtype))
+        h5py()  # a missing library is reported before the work
+    if shard is not None and merge:
+        raise ValueError("A merge joins all shards: give either a shard or merge.")
 
-    finished = _finished(output, layout)
-    reused = _unchanged(videos, finished, output)
-    failures: dict[str, str] = {}
-    for video in tqdm([video for video in videos if video.uid not in reused], desc="videos", unit="video"):
+
+def _embed_videos(embed, videos, folder: "_Finished", settings, batch_size: int, dtype: torch.dtype) -> dict[str, str]:
+    """Embed the videos one by one. Returns those that cannot be read, with the reason."""
+    failures = {}
+    for video in tqdm(videos, desc="videos", unit="video"):
         try:
             with tqdm(desc=video.uid, unit="window", leave=False) as bar:
 
@@ -99,30 +152,13 @@ def extract(
                     bar.total = total
                     bar.update(done)
 
-                result = embed_video(model, processor, video, settings, batch_size, DTYPES[dtype], show)
-                duration = float(result.cells[-1, 1])
+                result = embed(video, settings, batch_size, dtype, show)
         except (ClipReadError, OSError) as error:
             failures[video.uid] = str(error)
-            logger.warning("No features of %s: %s", video.uid, error)
+            logger.info("No features of %s: %s", video.uid, error)
             continue
-        save_features(output, video.uid, layout, features=result.features)
-        finished[video.uid] = {
-            "video_uid": video.uid,
-            "num_windows": len(result.features),
-            "duration": duration,
-            "bytes": _bytes_of(video),
-        }
-        with open(output / VIDEOS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(finished[video.uid]) + "\n")
-    write_json(output / FAILURES, failures)
-    if layout == "hdf5":
-        link_features(output, finished)
-
-    texts = [row for row in queries if row["query"] is not None]
-    if queries:
-        _cut_clips(output, queries, finished, settings, layout)
-        _write_texts(model, processor, output / "text", texts, layout)
-    return Extraction(finished, len(reused), failures, len(texts), len(queries) - len(texts))
+        folder.add(video, result)
+    return failures
 
 
 def query_key(row: dict) -> str:
@@ -144,30 +180,74 @@ def _manifest(model, processor, settings: WindowSettings, layout: str, dtype: st
     }
 
 
-def _check_manifest(output: Path, manifest: dict) -> None:
-    """Makes the folder and its manifest, or compares it with the one that is there."""
-    notes = {"package_version": __version__, "command": shlex.join(sys.argv)}
-    there = begin_folder(output, MANIFEST, manifest, notes)
-    if there is None:
-        raise ValueError(f"{str(output)!r} is not empty and has no {MANIFEST}: use another folder.")
-    if different := differences(there, manifest, "now"):
-        raise ValueError(f"{str(output)!r} holds other features ({different}). Use another folder.")
+@contextmanager
+def _claimed(output: Path, manifest: dict, shard: Shard | None) -> Iterator[None]:
+    """Hold the folder, whose manifest is written, or compared with the one that is there."""
+    foreign = f"{str(output)!r} is not empty and has no {MANIFEST}: use another folder."
+    if is_foreign(output, MANIFEST):
+        raise ValueError(foreign)
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output, shard):
+        notes = {"package_version": __version__, "command": os.path.basename(sys.argv[0])}
+        there = begin_folder(output, MANIFEST, manifest, notes)
+        if there is None:
+            raise ValueError(foreign)
+        if different := differences(there, manifest, "now"):
+            raise ValueError(f"{str(output)!r} holds other features ({different}). Use another folder.")
+        if shard is None:
+            remove_temporary_files(output)
+        yield
 
 
-def _finished(output: Path, layout: str) -> dict[str, dict]:
-    """The lines of `videos.jsonl` whose features are there; a line that an interrupted run left half written goes."""
-    path, rows = output / VIDEOS, {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            logger.warning("%s: an unfinished line is dropped: %.100r", path, line)
-            continue
-        if (output / f"{row['video_uid']}{SUFFIXES[layout]}").is_file():
-            rows[row["video_uid"]] = row
-    with aside(path) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows.values()), encoding="utf-8")
-    return rows
+class _Finished:
+    """The lines of `videos.jsonl`, and of those that shards wrote, whose files have the size and hash they name."""
+
+    def __init__(self, output: Path, layout: str, shard: Shard | None):
+        self.output, self.layout, self.path = output, layout, output / file_name(VIDEOS, shard)
+        self.rows: dict[str, dict] = {}
+        for path in (output / VIDEOS, *shard_files(output, VIDEOS)):
+            for row in read_json_lines(path):
+                uid = row.get("video_uid")
+                is_own = isinstance(uid, str) and (shard is None or shard.owns(uid))
+                if is_own and is_whole(self._file(uid), row.get("file_bytes", -1), row.get("file_sha256", "")):
+                    self.rows[uid] = row
+
+    def _file(self, uid: str) -> Path:
+        return self.output / f"{uid}{SUFFIXES[self.layout]}"
+
+    def add(self, video: SourceVideo, result: VideoFeatures) -> None:
+        """Write the features of a video, then its line."""
+        path = save_features(self.output, video.uid, self.layout, features=result.features)
+        self.rows[video.uid] = {
+            "video_uid": video.uid,
+            "num_windows": len(result.features),
+            "duration": float(result.cells[-1, 1]),
+            "bytes": _bytes_of(video),
+            "file_bytes": path.stat().st_size,
+            "file_sha256": file_hash(path),
+        }
+        append_json_line(self.path, self.rows[video.uid])
+
+    def merge(self) -> None:
+        """Write all lines into `videos.jsonl`; the files of the shards are no longer needed."""
+        write_text(self.output / VIDEOS, "".join(json.dumps(row) + "\n" for row in self.rows.values()))
+        for name in (VIDEOS, FAILURES):
+            for path in shard_files(self.output, name):
+                path.unlink()
+
+
+def _check_complete(output: Path, waiting: Sequence[SourceVideo], missing_texts: list[dict]) -> dict[str, str]:
+    """What the shards could not read; an error if something else is missing."""
+    failed = {}
+    for path in shard_files(output, FAILURES):
+        failed |= json.loads(path.read_text(encoding="utf-8"))
+    holes = [video.uid for video in waiting if video.uid not in failed]
+    if holes or missing_texts:
+        raise ValueError(
+            f"{str(output)!r} is not complete: {len(holes)} videos ({', '.join(holes[:3])}) and {len(missing_texts)} "
+            "queries are missing or damaged. Run their shards again."
+        )
+    return failed
 
 
 def _unchanged(videos: Sequence[SourceVideo], finished: dict[str, dict], output: Path) -> set[str]:
@@ -213,10 +293,21 @@ def _cut_clips(output: Path, queries: list[dict], finished: dict, settings: Wind
     write_json(folder / "feature_shapes.json", shapes)
 
 
+def _missing_texts(folder: Path, rows: list[dict], layout: str) -> list[dict]:
+    """The queries whose features do not exist or cannot be read."""
+
+    def is_there(row: dict) -> bool:
+        try:
+            return bool(load_features(folder, query_key(row), layout))
+        except (ValueError, OSError):
+            return False
+
+    return [row for row in tqdm(rows, desc="Checking texts", disable=not folder.is_dir()) if not is_there(row)]
+
+
 def _write_texts(model, processor, folder: Path, rows: list[dict], layout: str) -> None:
     folder.mkdir(exist_ok=True)
-    rows = [row for row in rows if not (folder / f"{query_key(row)}{SUFFIXES[layout]}").is_file()]
-    for first in tqdm(range(0, len(rows), 256), desc="texts", unit="batch"):
+    for first in tqdm(range(0, len(rows), 256), desc="texts", unit="batch", disable=not rows):
         some = rows[first : first + 256]
         for row, text in zip(some, embed_texts(model, processor, [row["query"] for row in some])):
             save_features(folder, query_key(row), layout, features=text.features, token_features=text.token_features)
@@ -241,15 +332,23 @@ class FeatureFolder:
         self.path = Path(path)
         manifest = self.path / MANIFEST
         if not manifest.is_file():
-            raise FileNotFoundError(f"{str(self.path)!r} is no folder of features: it has no {MANIFEST}.")
+            raise FileNotFoundError(f"{str(self.path)!r} is not a folder of features: it has no {MANIFEST}.")
         self.manifest = json.loads(manifest.read_text(encoding="utf-8"))
         self.settings = WindowSettings(**self.manifest["settings"])
         self.layout = self.manifest["layout"]
-        lines = (self.path / VIDEOS).read_text(encoding="utf-8").splitlines()
-        self.videos = {row["video_uid"]: row for row in map(json.loads, lines)}
+        if not (self.path / VIDEOS).is_file():
+            raise FileNotFoundError(f"{str(self.path)!r} has no {VIDEOS}: run `svitt-ego extract … --merge` first.")
+        self.videos = {row["video_uid"]: row for row in read_json_lines(self.path / VIDEOS)}
 
     def video(self, uid: str) -> np.ndarray:
-        return load_features(self.path, uid, self.layout)["features"]
+        features = load_features(self.path, uid, self.layout)["features"]
+        expected = self.videos.get(uid, {}).get("num_windows", len(features))
+        if len(features) != expected:
+            raise ValueError(
+                f"The features of {uid!r} in {str(self.path)!r} have {len(features)} windows, but {VIDEOS} says "
+                f"{expected}. Run `svitt-ego extract` again."
+            )
+        return features
 
     def cells(self, uid: str) -> np.ndarray:
         if uid not in self.videos:

@@ -1,32 +1,36 @@
-"""Feature files in the layouts that EgoNLQ code bases read, written whole or not at all.
+"""Feature files in the formats that EgoNLQ code bases read, written whole or not at all.
 
 pt      <key>.pt    one float tensor (num_windows, dim)         VSLNet; GroundNLQ's and CONE's LMDB converters
 npz     <key>.npz   "features", for texts also "token_features"  GroundNLQ's LMDB values
 hdf5    <key>.h5    the same names as datasets; `features.h5` links every key, as MAD's and CONE's single file
 """
 
+import pickle
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..files.resumable_folder import aside
+from ..files.writing import aside
 
 SUFFIXES = {"pt": ".pt", "npz": ".npz", "hdf5": ".h5"}
 LINKS = "features.h5"
+# What the libraries raise for a file that is not whole.
+_DAMAGE = (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def h5py():
     try:
         import h5py
     except ImportError as error:
-        raise ValueError('The layout "hdf5" needs h5py: pip install "modeling-svitt-ego[hdf5]".') from error
+        raise ValueError('The format "hdf5" needs h5py: pip install "h5py>=3.12".') from error
     return h5py
 
 
 def save_features(folder: Path, key: str, layout: str, **arrays: np.ndarray) -> Path:
-    """Writes `arrays` as the file of `key`; "features" alone becomes a plain tensor in the layout "pt"."""
+    """Write `arrays` as the file of `key`; "features" alone becomes a plain tensor in the format "pt"."""
     path = folder / f"{key}{SUFFIXES[layout]}"
     with aside(path) as part:
         if layout == "hdf5":
@@ -44,10 +48,24 @@ def save_features(folder: Path, key: str, layout: str, **arrays: np.ndarray) -> 
 
 
 def load_features(folder: Path, key: str, layout: str) -> dict[str, np.ndarray]:
-    """What [`save_features`] wrote for `key`."""
+    """What [`save_features`] wrote for `key`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged; the message names it.
+    """
     path = folder / f"{key}{SUFFIXES[layout]}"
     if not path.is_file():
         raise FileNotFoundError(f"There are no features of {key!r}: no file {str(path)!r}.")
+    try:
+        return _load(path, layout)
+    except _DAMAGE as error:
+        raise ValueError(
+            f"The features {str(path)!r} are damaged ({error}). Run `svitt-ego extract` with the same arguments again."
+        ) from error
+
+
+def _load(path: Path, layout: str) -> dict[str, np.ndarray]:
     if layout == "hdf5":
         with h5py().File(path, "r") as file:
             return {name: dataset[()] for name, dataset in file.items()}
@@ -60,7 +78,7 @@ def load_features(folder: Path, key: str, layout: str) -> dict[str, np.ndarray]:
 
 
 def link_features(folder: Path, keys: Iterable[str]) -> None:
-    """Makes `features.h5`, in which `file[key]` is the features of that key; the files stay where they are."""
+    """Write `features.h5`, in which `file[key]` links to the features of that key in its own file."""
     library = h5py()
     with aside(folder / LINKS) as part, library.File(part, "w") as file:
         for key in keys:

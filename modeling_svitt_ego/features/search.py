@@ -24,7 +24,8 @@ from ..files.resumable_folder import aside
 from ..model.clip_reading import ClipReadError
 from ..weights.fingerprint import model_fingerprint, video_fingerprint
 from .index_cache import cache_path, read_cache, write_cache
-from .windows import SourceVideo, WindowSettings, embed_texts, embed_video, find_videos
+from .source_videos import SourceVideo, find_videos
+from .windows import WindowSettings, embed_texts, embed_video
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Moment:
     score: float
 
     def __str__(self) -> str:
-        return f"{self.video.uid}  {clock(self.start)} – {clock(self.end)}  ({self.score:.3f})"
+        return f"{self.video.shown}  {clock(self.start)} – {clock(self.end)}  ({self.score:.3f})"
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,11 @@ class VideoIndex:
             raise ValueError(f"A search compares clips with texts: kind must be 'projected', not {settings.kind!r}.")
         paths = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
         # By files: a video that is named twice, also by its folder, is searched once.
-        sources = list({video.files: video for path in paths for video in find_videos(path)}.values())
+        failures: dict[str, str] = {}
+        found = [video for path in paths for video in find_videos(path, skipped=failures, unique=False)]
+        sources = list({video.files: video for video in found}.values())
         maker = [model_fingerprint(model), video_fingerprint(processor), asdict(settings)]
-        indexed, failures = [], {}
+        indexed = []
         with tqdm(desc="index", unit="window") as bar:
             for number, source in enumerate(sources, 1):
                 bar.set_postfix_str(f"video {number} of {len(sources)}")
@@ -124,8 +127,8 @@ class VideoIndex:
                 try:
                     cells, features = _embedded(model, processor, source, settings, batch_size, path, bar)
                 except ClipReadError as error:
-                    failures[str(source.files[0][1])] = str(error)
-                    logger.warning("Not searched: %s", error)
+                    failures[source.shown] = str(error)  # printed by the command, so not logged as well
+                    logger.info("Not searched: %s", error)
                     continue
                 indexed.append(IndexedVideo(source, cells, _normalised(features)))
         if not indexed:

@@ -8,18 +8,15 @@ A feature stands for its cell. The published EgoNLQ features have 30 fps / 16 fr
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..data.layouts import EDGE_TOLERANCE, VIDEO_SUFFIXES, VideoStore, find_layout
-from ..data.video_uid import check_video_uid
-from ..model.clip_reading import ClipReadError, VideoInfo, clip_times, probe_video, stream_frames
+from ..model.clip_reading import ClipReadError, clip_times
+from .source_videos import SourceVideo, find_videos  # noqa: F401 (imported from here by earlier code)
 
 WINDOWS_PER_SECOND = 1.875
 FEATURE_KINDS = ("projected", "pooled", "tokens")
@@ -70,90 +67,6 @@ def windows(duration: float, settings: WindowSettings) -> np.ndarray:
     length = min(settings.window_seconds, duration)
     starts = np.clip(result.mean(axis=1) - length / 2, 0, duration - length)
     return np.stack([starts, starts + length], axis=1)
-
-
-# ------------------------------------------------------------------------------------------------------ videos on disk
-
-
-@dataclass(frozen=True)
-class SourceVideo:
-    """A video by name, and the files it lies in, as (start in seconds, path) in order of time."""
-
-    uid: str
-    files: tuple[tuple[float, Path], ...]
-
-    def duration(self) -> float:
-        """Seconds from the first file's first frame to the last one's end."""
-        start, path = self.files[-1]
-        return start + probe_video(path, backend="pyav").duration
-
-    def stamp(self) -> list[list]:
-        """Absolute path, bytes and time of change of each file: when one differs, it is another video."""
-        entries = [(path.resolve(), path.stat()) for _, path in self.files]
-        return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in entries]
-
-    def frames(self, times: np.ndarray) -> Iterator[np.ndarray]:
-        """The frame at each of the increasing `times`, as [`stream_frames`]: one pass over each file."""
-        starts = [start for start, _ in self.files]
-        which = np.searchsorted(starts, times, side="right") - 1
-        for number in np.unique(which):
-            start, path = self.files[number]
-            local = times[which == number] - start
-            followed = number + 1 < len(self.files)
-
-            def within(info: VideoInfo, local=local, followed=followed) -> np.ndarray:
-                # A chunk cut at a key frame may end before its nominal end; its last frame then stays till the next.
-                past = local.max() - info.duration
-                return np.minimum(local, info.duration) if followed and 0 < past <= EDGE_TOLERANCE else local
-
-            yield from stream_frames(path, within)
-
-
-def find_videos(path: str | os.PathLike, uids: set[str] | None = None) -> list[SourceVideo]:
-    """
-    The video that `path` is, or all videos of the folder, which may have any layout that [`find_layout`] knows.
-
-    Args:
-        uids (`set[str]`, *optional*): only these; one that is not there is an error.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [SourceVideo(check_video_uid(path.stem), ((0.0, path),))]
-    if not path.is_dir():
-        raise FileNotFoundError(f"There is no video or folder {str(path)!r}.")
-    files = sorted(file for file in path.iterdir() if _is_video(file))
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if files:
-        nested = next((file for folder in folders for file in folder.iterdir() if _is_video(file)), None)
-        if nested is not None:
-            raise ValueError(
-                f"{str(path)!r} holds videos itself ({files[0].name!r}) and in folders ({str(nested)!r}): which are "
-                "meant?"
-            )
-        by_uid: dict[str, Path] = {}
-        for file in files:
-            if by_uid.setdefault(file.stem, file) != file:
-                raise ValueError(
-                    f"{str(by_uid[file.stem])!r} and {str(file)!r} would get the same name {file.stem!r}."
-                )
-        found = [SourceVideo(check_video_uid(uid), ((0.0, file),)) for uid, file in by_uid.items()]
-    else:
-        store = VideoStore(path, find_layout(path))
-        ending = ".mp4" if store.layout.named_by == "start" else ""
-        names = [folder.name.removesuffix(ending) for folder in folders if folder.name.endswith(ending)]
-        found = [SourceVideo(uid, tuple(store.chunks(uid))) for uid in names if uids is None or uid in uids]
-    if uids is not None:
-        missing = sorted(uids - {video.uid for video in found})
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(uids)} videos are not in {str(path)!r}, the first: {', '.join(missing[:3])}."
-            )
-        found = [video for video in found if video.uid in uids]
-    return found
-
-
-def _is_video(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
 
 
 # --------------------------------------------------------------------------------------------------- frames to vectors

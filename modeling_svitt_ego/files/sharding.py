@@ -7,8 +7,10 @@ finished already. So all shards agree on it without talking to one another.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,15 @@ class Shard:
         """Whether the item of this name belongs to this shard; exactly one shard of each count owns it."""
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.index
+
+
+def file_name(name: str, shard: Shard | None) -> str:
+    """`manifest.jsonl`, or that of one shard: `manifest.shard-00002-of-00008.jsonl`."""
+    stem, suffix = os.path.splitext(name)
+    return name if shard is None else f"{stem}.{shard.name}{suffix}"
+
+
+def shard_files(folder: Path, name: str) -> list[Path]:
+    """The files of this name that shards have written into `folder`."""
+    stem, suffix = os.path.splitext(name)
+    return sorted(folder.glob(f"{stem}.shard-*-of-*{suffix}"))

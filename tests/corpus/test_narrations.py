@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from modeling_svitt_ego.cli import main
+from modeling_svitt_ego.corpus.durations import measure_durations, read_durations
 from modeling_svitt_ego.corpus.egoclip_building import (
     EGOCLIP_COLUMNS,
     Selection,
     build_egoclip,
     egoclip_rows,
-    read_durations,
     write_egoclip,
 )
 from modeling_svitt_ego.corpus.egomcq_building import INTER, INTRA, build_egomcq
@@ -330,10 +330,53 @@ def test_a_failed_build_leaves_the_old_file_alone(corpus, capsys):
     assert (corpus / "out.csv").read_bytes() == before and not (corpus / "out.csv.incomplete").exists()
 
 
+def test_shards_give_the_same_bytes_as_one_run(corpus, capsys):
+    """Catches sentences that no shard tags, and a merge of half the shards or of another narration file's."""
+    assert build_by_command(corpus) == 0
+    whole = (corpus / "out.csv").read_bytes()
+    (corpus / "out.csv").unlink()
+    assert build_by_command(corpus, "--shard", "0/2") == 0
+    assert build_by_command(corpus, "--merge") == 2
+    assert "run every shard of one split" in " ".join(capsys.readouterr().err.split()).lower()
+    assert build_by_command(corpus, "--shard", "1/2") == 0 and not (corpus / "out.csv").exists()
+    narrations = (corpus / "narration.json").read_text()
+    (corpus / "narration.json").write_text(narrations + " ")
+    assert build_by_command(corpus, "--merge") == 2
+    assert "was made from other narrations or taxonomies" in capsys.readouterr().err
+    (corpus / "narration.json").write_text(narrations)
+    assert build_by_command(corpus, "--merge") == 0
+    assert (corpus / "out.csv").read_bytes() == whole and not list(corpus.glob("*shard*.jsonl"))
+
+
+def test_a_damaged_video_drops_its_sentences_and_ends_nothing(tmp_path, caplog):
+    write_video(tmp_path / "videos" / "good.mp4", 20)
+    (tmp_path / "videos" / "bad.mp4").write_bytes(b"no video")
+    videos = {uid: {"narration_pass_1": {"narrations": []}} for uid in ("good", "bad", "absent")}
+    (tmp_path / "n.json").write_text(json.dumps(videos))
+    assert measure_durations(tmp_path / "n.json", tmp_path / "videos") == {"good": pytest.approx(2.0)}
+    assert "bad.mp4" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["taxonomy.csv", "durations.csv"])
+def test_tables_of_other_programs(tmp_path, name):
+    """Catches a byte order mark in the first column's name, a blank last line, and an error that names no file."""
+    read = read_durations if name == "durations.csv" else read_taxonomy
+    rows = "label,group\nopen,['öffne']\n" if read is read_taxonomy else "video_uid,duration_sec\nö,3.5\n"
+    path = tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbf" + rows.replace("\n", "\r\n").encode() + b"\r\n , \r\n\r\n")
+    found = read(path)
+    assert (found == {"ö": 3.5}) if read is read_durations else (found.words == (("öffne",),))
+    path.write_bytes(rows.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{name}' is not UTF-8 text"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
         ("[]", "expected an object of videos"),
+        ('{"videos": []}', "expected an object of videos by video_uid, got `videos` is a list"),
+        ('{"v": {"status": "complete"}}', "none of its 1 videos has narration_pass_1 or narration_pass_2"),
         ('{"v": []}', "expected an object with narration_pass_1"),
         ('{"v": {"narration_pass_1": []}}', "has no list"),
         ('{"../v": {"narration_pass_1": {"narrations": []}}}', "not a plain file name"),

@@ -163,6 +163,72 @@ def test_a_second_run_does_nothing_and_a_lost_chunk_is_made_again(tmp_path, monk
     assert len(jobs) == 1 and third.video_seconds_this_run == 0
 
 
+def test_two_runs_on_one_folder(tmp_path):
+    """Catches two writers on one folder: the second is refused, and the files of the first are whole."""
+    raw = make_raw(tmp_path / "raw", frames=300)
+    out, options = tmp_path / "out", ["--chunk-seconds", "2", "--short-side", "64", "--num-workers", "1"]
+    command = [sys.executable, "-m", "modeling_svitt_ego.cli", "prepare", str(raw), str(out), *options]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) for _ in range(2)]
+    errors = [run.communicate(timeout=600)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2]
+    loser = next(i for i, run in enumerate(runs) if run.returncode)
+    assert f"is being written by process {runs[1 - loser].pid} on" in errors[loser]
+    assert len(contents(out)) == 45
+    for name in contents(out):
+        inspect_chunk(out / name, 0, 0.0)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-40], lambda whole: whole[:-40] + bytes(40)])
+@pytest.mark.parametrize("forget", [False, True])
+def test_a_damaged_chunk_is_written_again(tmp_path, damage, forget):
+    """Catches "found, never rewritten": by its hash, and without the manifest by decoding it."""
+    raw, out = make_raw(tmp_path / "raw", count=1), tmp_path / "out"
+    prepare_videos(raw, out, 3, TINY, num_workers=1)
+    before = contents(out)
+    chunk = out / "video-0.mp4" / "3.mp4"
+    if forget:
+        (out / prepare.MANIFEST_NAME).unlink()
+        chunk.write_bytes(chunk.read_bytes()[:500])
+    else:
+        chunk.write_bytes(damage(chunk.read_bytes()))
+    assert prepare_videos(raw, out, 3, TINY, num_workers=1).exit_code == 0
+    assert contents(out) == before
+
+
+def test_shards_together_are_the_whole(tmp_path):
+    """Catches videos that no shard or two shards prepare, and a merge that passes over a hole."""
+    raw, out = make_raw(tmp_path / "raw", count=4), tmp_path / "out"
+    (raw / "noise.mp4").write_bytes(b"noise")
+    options = ["--chunk-seconds", "3", "--short-side", "64", "--gop", "10", "--preset", "ultrafast"]
+    command = ["prepare", str(raw), str(out), *options, "--num-workers", "1"]
+    prepare_videos(raw, tmp_path / "whole", 3, TINY, num_workers=1)
+    codes = [main([*command, "--shard", "0/2"])]
+    with pytest.raises(ValueError, match=r"is not complete: .* Without a manifest: shard\(s\) 1 of 2"):
+        prepare_videos(raw, out, 3, TINY, num_workers=1, merge=True)
+    codes += [main([*command, "--shard", "1/2"])]
+    assert sorted(codes) == [0, 1]  # one of them has the noise
+    report = prepare_videos(raw, out, 3, TINY, num_workers=1, merge=True)
+    assert report.num_chunks == 16 and [Path(f["path"]).name for f in report.failures] == ["noise.mp4"]
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not list(out.glob("*.shard-*.jsonl"))
+    (out / "video-2.mp4" / "0.mp4").unlink()
+    with pytest.raises(ValueError, match="1 of 4 jobs are missing or damaged, of the videos video-2"):
+        prepare_videos(raw, out, 3, TINY, num_workers=1, merge=True)
+
+
+def test_epic_kitchens_tree_and_odd_names(tmp_path):
+    """Catches sub-folders that are not entered, and one odd name that stops all the others."""
+    for name in ("P01/videos/P01_11.MP4", "P02/videos/P02_01.mp4", "P02/videos/._P02_01.mp4", "P02/a:b.mp4"):
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "raw" / name.replace(":", "_"), regular(20, 10), fps=10)
+        if ":" in name:
+            (tmp_path / "raw" / name.replace(":", "_")).rename(tmp_path / "raw" / name)
+    report = prepare_videos(tmp_path / "raw", tmp_path / "out", 0, TINY, num_workers=1)
+    assert sorted(contents(tmp_path / "out")) == ["P01_11.mp4", "P02_01.mp4"]
+    assert [failure["path"][-7:] for failure in report.failures] == ["a:b.mp4"]
+
+
 def test_failures_are_listed_and_stop_nothing_else(tmp_path, capsys):
     """Catches a broken video that ends the whole run, or that nobody hears of."""
     raw = make_raw(tmp_path / "raw", count=2)

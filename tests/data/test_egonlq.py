@@ -200,6 +200,12 @@ def epic(path, rows=EPIC_ROWS, header=EPIC_HEADER):
     return path
 
 
+def test_epic_file_with_a_byte_order_mark_and_blank_lines(tmp_path):
+    path = epic(tmp_path / "e.csv")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n\n")
+    assert len(load_epic_kitchens(path, cache_dir=str(tmp_path))) == 2
+
+
 def test_epic_clips(tmp_path):
     table = load_epic_kitchens(epic(tmp_path / "e.csv"), cache_dir=str(tmp_path))
     assert table["video_uid"][:] == ["P01_11"] * 2 and table["clip_start"][:] == [0.0, 3602.68]

@@ -1,6 +1,8 @@
 """Features of whole videos: the windows, the single pass over the file, the folder that `extract` keeps."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,16 +12,17 @@ from modeling_svitt_ego.cli import main
 from modeling_svitt_ego.features import extraction
 from modeling_svitt_ego.features.extraction import FeatureFolder, extract
 from modeling_svitt_ego.features.files import load_features, save_features
+from modeling_svitt_ego.features.source_videos import SourceVideo, find_videos
 from modeling_svitt_ego.features.windows import (
-    SourceVideo,
     WindowSettings,
     cells,
     embed_texts,
     embed_video,
-    find_videos,
     read_windows,
     windows,
 )
+from modeling_svitt_ego.files.folder_lock import locked
+from modeling_svitt_ego.files.sharding import Shard
 from modeling_svitt_ego.model.clip_reading import ClipReadError, clip_times, probe_video, read_clip, stream_frames
 from modeling_svitt_ego.weights.fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
 from tests.helpers.tiny_data import frame_numbers, write_json, write_video
@@ -137,8 +140,42 @@ def test_find_videos(tmp_path, videos):
         find_videos(videos)
     (videos / "a.mkv").unlink()
     write_video(videos / "c" / "0.mp4", 10)
-    with pytest.raises(ValueError, match=r"a\.mp4.*and in folders.*which are meant"):
-        find_videos(videos)
+    assert [video.uid for video in find_videos(videos)] == ["a", "b", "c"]
+
+
+def test_a_home_folder_is_searched_in_all_its_folders(tmp_path):
+    """Catches dated folders and DCIM trees that are not entered, and videos of their own taken for chunks of one."""
+    names = ["2024-05-01/VID_1.mp4", "DCIM/100GOPRO/GX010001.MP4", "4/1.mp4", "4/2.mp4", "4/3.mp4", "old/x.MTS"]
+    for name in [*names, "cut/0.mp4", "cut/1.mp4", "a/video.mp4", "b/video.mp4", ".trash/deleted.mp4"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    write_video(tmp_path / "cut" / "0.mp4", 20)
+    (tmp_path / "a" / "._video.mp4").write_bytes(b"")
+    (tmp_path / "a" / "index.ts").write_text("export const x = 1;")
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    found = find_videos(tmp_path, unique=False)
+    assert [Path(video.shown).relative_to(tmp_path).as_posix() for video in found] == sorted(
+        [*names, "a/video.mp4", "b/video.mp4", "cut"]
+    )
+    assert [start for start, _ in next(video for video in found if video.uid == "cut").files] == [0.0, 2.0]
+    with pytest.raises(ValueError, match=r"a/video\.mp4' and .*b/video\.mp4' would get the same name 'video'"):
+        find_videos(tmp_path)
+
+
+def test_names_that_cannot_be_used_are_listed_and_stop_nothing(tmp_path):
+    """Catches one odd name that ends the search of a whole folder."""
+    write_video(tmp_path / "good.mp4", 3)
+    names = ["12:30.mp4", "line\nbreak.mp4", "\u202egpj.mp4", "é" * 110 + ".mp4"]
+    for name in [os.fsencode(tmp_path / name) for name in names] + [os.fsencode(tmp_path) + b"/latin-\xe9.mp4"]:
+        with open(name, "wb") as file:
+            file.write(b"?")
+    skipped = {}
+    assert [video.uid for video in find_videos(tmp_path, skipped=skipped)] == ["good"]
+    assert len(skipped) == 5 and all("name cannot be used" in reason for reason in skipped.values())
+    for path in skipped:
+        assert path.isprintable() and path.encode("utf-8")
+    with pytest.raises(ValueError, match="name cannot be used"):
+        find_videos(tmp_path)
 
 
 # ---- vectors --------------------------------------------------------------------------------------------------------
@@ -305,6 +342,51 @@ def test_refuses_to_mix(tmp_path, videos, encoder):
         extract(*encoder, videos, tmp_path / "mine")
 
 
+def test_damaged_features_are_made_again(tmp_path, videos, encoder):
+    """Catches features that are taken for finished because their file exists."""
+    extract(*encoder, videos, tmp_path / "out")
+    path = tmp_path / "out" / "a.pt"
+    content = path.read_bytes()
+    path.write_bytes(content[:-200] + bytes(200))
+    result = extract(*encoder, videos, tmp_path / "out")
+    assert result.num_reused == 1 and path.read_bytes() == content
+    path.write_bytes(content[:100])
+    with pytest.raises(ValueError, match=r"a\.pt' are damaged"):
+        FeatureFolder(tmp_path / "out").video("a")
+
+
+def test_shards_together_are_the_whole(tmp_path, videos, encoder):
+    """Catches videos or queries that no shard or two shards take, and a merge that passes over a hole."""
+    write_video(videos / "c.mp4", 12)
+    queries = {name: [(0.0, 1.0, [(f"where is {name}?", 0.2, 0.5)])] for name in "abc"}
+    nlq = write_json(tmp_path / "nlq.json", nlq_content(queries))
+    extract(*encoder, videos, tmp_path / "whole", layout="npz", nlq=[nlq])
+
+    def run(**options):
+        return extract(*encoder, videos, tmp_path / "out", layout="npz", nlq=[nlq], **options)
+
+    first = run(shard=Shard(0, 2))
+    with pytest.raises(ValueError, match="is not complete"):
+        run(merge=True)
+    with pytest.raises(FileNotFoundError, match="--merge"):
+        FeatureFolder(tmp_path / "out")
+    second = run(shard=Shard(1, 2))
+    assert sorted([*first.finished, *second.finished]) == ["a", "b", "c"] and first.num_texts + second.num_texts == 3
+    assert sorted(run(merge=True).finished) == ["a", "b", "c"]
+    names = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.npz")]
+    assert len(names) == 9
+    for name in names:
+        one, other = (np.load(tmp_path / folder / name)["features"] for folder in ("out", "whole"))
+        np.testing.assert_allclose(one, other, atol=1e-5)  # texts are padded to the longest of their batch
+    assert not list((tmp_path / "out").glob("*shard*.json*")) and len(FeatureFolder(tmp_path / "out").videos) == 3
+
+
+def test_a_second_run_on_the_folder_is_refused(tmp_path, videos, encoder):
+    with locked(tmp_path), pytest.raises(FileExistsError, match=f"is being written by process {os.getpid()} on"):
+        (tmp_path / "manifest.json").write_text("{}")
+        extract(*encoder, videos, tmp_path)
+
+
 def test_an_unreadable_video_is_listed_and_retried(tmp_path, videos, encoder):
     good = (videos / "b.mp4").read_bytes()
     (videos / "b.mp4").write_bytes(good[: len(good) // 2])
@@ -331,7 +413,7 @@ def test_command(tmp_path, videos, capsys):
         "--nlq",
         str(nlq),
     ]
-    assert main([*command, "--layout", "npz", "--dtype", "float16"]) == 0
+    assert main([*command, "--format", "npz", "--dtype", "float16"]) == 0
     assert "1 videos (0 were there), 8 windows" in capsys.readouterr().out
     assert FeatureFolder(tmp_path / "out").video("a").dtype == np.float16
     assert main([*command, "--layout", "pt"]) == 2

@@ -5,7 +5,14 @@ import os
 
 import pytest
 
-from modeling_svitt_ego.files.resumable_folder import aside, begin_folder, claim_folder, differences, run_jobs
+from modeling_svitt_ego.files.resumable_folder import (
+    aside,
+    begin_folder,
+    claim_folder,
+    claimed_folder,
+    differences,
+    run_jobs,
+)
 
 
 def test_a_folder_is_claimed_once_and_gone_on_with(tmp_path):
@@ -30,6 +37,19 @@ def test_another_making_and_a_foreign_folder_are_refused(tmp_path):
     with pytest.raises(FileExistsError, match=r"theirs' is not empty and s.json is missing"):
         claim_folder(tmp_path / "theirs", "s.json", {})
     assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_killed_before_its_settings_were_written_is_no_foreign_folder(tmp_path):
+    """Catches a folder that is refused for ever: killed between mkdir and the rename of the settings."""
+    (tmp_path / ".123-abc.part").write_text("{")
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / ".lock.shard-00000-of-00002").write_text("")
+    with claimed_folder(tmp_path, "s.json", {"crf": 23}):
+        assert json.loads((tmp_path / "s.json").read_text()) == {"crf": 23}
+        assert not list(tmp_path.glob("*.part"))
+    (tmp_path / "s.json").write_text('{"crf"')
+    with pytest.raises(ValueError, match="s.json' are damaged"):
+        claim_folder(tmp_path, "s.json", {"crf": 23})
 
 
 def test_a_file_written_aside_appears_whole_or_not_at_all(tmp_path):
