@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from .commands import convert, corpus, demo, evaluate, export, plan, push, video
+from .commands import convert, corpus, demo, evaluate, export, plan, push, space, video
 
 # name, help, what adds its arguments, what does it
 COMMANDS = (
@@ -39,6 +39,12 @@ COMMANDS = (
         "a saved model to the Hub: weights, code, processor, card, one commit",
         push.add_push_arguments,
         push.run_push,
+    ),
+    (
+        "space",
+        "a folder for a Gradio Space: search, names of actions, kept patches",
+        space.add_space_arguments,
+        space.run_space,
     ),
     (
         "export",
