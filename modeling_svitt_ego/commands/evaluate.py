@@ -27,7 +27,9 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", required=True, help="folder of the videos, in any known layout")
-    parser.add_argument("--layout", help="undivided, egovlp, lavila or avion; found by looking otherwise")
+    parser.add_argument(
+        "--layout", help="undivided, egovlp, lavila or avion, found by looking; or epic, epic-avion, egtea"
+    )
     parser.add_argument("--num-frames", type=int, help="frames per clip; the model's own number by default")
     parser.add_argument(
         "--frame-order",
@@ -35,6 +37,9 @@ def _add_clip_arguments(parser: argparse.ArgumentParser) -> None:
         choices=FRAME_ORDERS,
         help="a control: what the model loses in another order is what it owes to time",
     )
+    parser.add_argument("--num-clips", type=int, default=1, help="sets of frames per clip, averaged")
+    parser.add_argument("--crops", default="whole", choices=("whole", "three"), help="three squares, averaged")
+    parser.add_argument("--flip", action="store_true", help="average with the mirror image")
     parser.add_argument("--batch-size", type=int, default=32, help="clips embedded at once")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that decode, per device")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
