@@ -1,68 +1,112 @@
-"""The `svitt-ego` command."""
+"""The `svitt-ego` command: SViTT-Ego, a sparse video-text transformer for first-person video."""
 
 import argparse
-import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from .commands import convert, corpus, demo, evaluate, export, plan, push, space, video
+from . import __version__
+from .commands import convert, corpus, demo, evaluate, export, plan, push, video
+from .commands.arguments import CommandParser
+from .commands.running import DEBUG_HELP, run, same_command
 
-# name, help, what adds its arguments, what does it
+
+@dataclass(frozen=True)
+class Command:
+    """
+    Args:
+        name (`str`): the word after `svitt-ego`.
+        description (`str`): for `--help`.
+        add_arguments (function of a parser): adds its arguments.
+        run (function of the arguments): does the work; returns the exit status, `None` is 0.
+        stopped (`str`): what an interrupted run keeps.
+        goes_on (`bool`): whether the same command goes on where it was stopped.
+    """
+
+    name: str
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int | None]
+    stopped: str = "nothing was written"
+    goes_on: bool = False
+
+
 COMMANDS = (
-    ("demo", "world, pretraining and EgoMCQ in minutes on a CPU", demo.add_demo_arguments, demo.run_demo),
-    ("doctor", "check an EgoClip corpus before a long run", corpus.add_doctor_arguments, corpus.run_doctor),
-    (
+    Command(
+        "demo",
+        "build a synthetic world, pretrain on it and evaluate EgoMCQ, in minutes on a CPU",
+        demo.add_demo_arguments,
+        demo.run_demo,
+        "what is in the output folder stays",
+    ),
+    Command("doctor", "check an EgoClip corpus before a long run", corpus.add_doctor_arguments, corpus.run_doctor),
+    Command(
         "build-egoclip",
-        "Ego4D's narration.json, or your own, to egoclip.csv",
+        "convert Ego4D's narration.json, or your own narrations, to egoclip.csv",
         corpus.add_build_egoclip_arguments,
         corpus.run_build_egoclip,
     ),
-    (
+    Command(
         "prepare",
-        "raw videos to small H.264 chunks, or to shards of JPEG clips",
+        "convert raw videos to small H.264 chunks, or to shards of JPEG clips",
         corpus.add_prepare_arguments,
         corpus.run_prepare,
+        "finished files are kept",
+        goes_on=True,
     ),
-    (
+    Command(
         "convert",
-        "weights of the published SViTT(-Ego) code to this package's",
+        "convert weights of the published SViTT(-Ego) code to this package",
         convert.add_convert_arguments,
         convert.run_convert,
     ),
-    (
+    Command(
         "evaluate",
-        "a saved model on EgoMCQ, EgoNLQ, EK-100 or classes of actions",
+        "evaluate a saved model on EgoMCQ, EgoNLQ, EK-100 or classes of actions",
         evaluate.add_evaluate_arguments,
         evaluate.run_evaluate,
+        "embeddings computed so far are kept if there is a --cache",
+        goes_on=True,
     ),
-    (
+    Command(
         "push",
-        "a saved model to the Hub: weights, code, processor, card, one commit",
+        "upload a saved model to the Hub: weights, code, processor and card in one commit",
         push.add_push_arguments,
         push.run_push,
+        "nothing changes on the Hub before the commit is complete",
+        goes_on=True,
     ),
-    (
-        "space",
-        "a folder for a Gradio Space: search, names of actions, kept patches",
-        space.add_space_arguments,
-        space.run_space,
-    ),
-    (
+    Command(
         "export",
-        "a saved model for onnxruntime, or as a torch.export archive",
+        "export a saved model for onnxruntime, or as a torch.export archive",
         export.add_export_arguments,
         export.run_export,
     ),
-    ("extract", "features of videos and of EgoNLQ queries", video.add_extract_arguments, video.run_extract),
-    ("search", "find moments in your own videos by a sentence", video.add_search_arguments, video.run_search),
-    (
+    Command(
+        "extract",
+        "extract features of videos and of EgoNLQ queries",
+        video.add_extract_arguments,
+        video.run_extract,
+        "the features of finished videos are kept",
+        goes_on=True,
+    ),
+    Command(
+        "search",
+        "find moments in your own videos by a sentence",
+        video.add_search_arguments,
+        video.run_search,
+        "the features of finished videos are kept in the cache",
+        goes_on=True,
+    ),
+    Command(
         "ground",
-        "EgoNLQ predictions of a grounding head, in the challenge's form",
+        "predict EgoNLQ windows with a grounding head, in the challenge's file format",
         video.add_ground_arguments,
         video.run_ground,
     ),
-    (
+    Command(
         "plan",
-        "the largest micro-batch that trains on a card of so much memory",
+        "compute the largest micro-batch that trains on a card of so much memory",
         plan.add_plan_arguments,
         plan.run_plan,
     ),
@@ -70,21 +114,24 @@ COMMANDS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, 1 for findings (doctor), 2 for a usage or input error, with one clear line."""
-    parser = argparse.ArgumentParser(prog="svitt-ego", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text, add_arguments, run in COMMANDS:
-        command = commands.add_parser(name, help=text)
-        add_arguments(command)
-        command.set_defaults(run=run)
-    arguments = parser.parse_args(argv)
+    """Exit status 0; 1 for findings (doctor) or files that failed; 2 for a usage or input error; 130 for Ctrl-C."""
+    parser = CommandParser(prog="svitt-ego", description=__doc__, epilog=DEBUG_HELP)
+    parser.add_argument("--version", action="version", version=f"svitt-ego {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        description = f"{command.description[0].upper()}{command.description[1:]}."
+        subparser = commands.add_parser(
+            command.name, help=command.description, description=description, epilog=DEBUG_HELP
+        )
+        command.add_arguments(subparser)
+        subparser.set_defaults(chosen=command)
     try:
-        return arguments.run(arguments) or 0
-    except (ValueError, OSError) as error:
-        if os.environ.get("SVITT_EGO_DEBUG"):
-            raise
-        print(f"svitt-ego {arguments.command}: {error}", file=sys.stderr)
-        return 2
+        arguments = parser.parse_args(argv)
+    except SystemExit as end:  # --help, --version or a usage error, all printed
+        return end.code
+    chosen = arguments.chosen
+    stopped = f"{chosen.stopped}; {'go on' if chosen.goes_on else 'start again'} with: {same_command(argv)}"
+    return run(f"svitt-ego {chosen.name}", lambda: chosen.run(arguments), stopped)
 
 
 if __name__ == "__main__":

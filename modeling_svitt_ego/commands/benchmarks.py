@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .arguments import positive_int
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -43,7 +45,6 @@ def _open_clips(arguments: argparse.Namespace, scoring: str, make: Callable[...,
     from accelerate import Accelerator
 
     from ..evaluation.encoding import EncoderSettings
-    from ..evaluation.views import Views
     from ..weights.loading import load_checkpoint, load_processor, local_folder
 
     # Before the weights: a wrong path should not cost their loading.
@@ -57,7 +58,6 @@ def _open_clips(arguments: argparse.Namespace, scoring: str, make: Callable[...,
         cache=arguments.cache,
         layout=arguments.layout,
         frame_order=arguments.frame_order,
-        views=Views(arguments.num_clips, arguments.crops, arguments.flip),
     )
     folder = local_folder(arguments.folder)
     accelerator = Accelerator()
@@ -69,7 +69,12 @@ def _open_clips(arguments: argparse.Namespace, scoring: str, make: Callable[...,
 
 def _add_egomcq(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", required=True, help="egomcq.json")
-    parser.add_argument("--scoring", default="dual", choices=("dual", "fusion", "ensemble"))
+    parser.add_argument(
+        "--scoring",
+        default="dual",
+        choices=("dual", "fusion", "ensemble"),
+        help="cosine of the towers, matching head, or cosine plus probability of a match",
+    )
     # The older name of --frame-order shuffled.
     hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     parser.add_argument("--shuffle-frames", dest="frame_order", action="store_const", const="shuffled", **hidden)
@@ -89,7 +94,10 @@ def _add_egonlq(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", help="the challenge's prediction file")
     parser.add_argument("--features", help="folder that `svitt-ego extract … --nlq` made, to predict from")
     parser.add_argument(
-        "--sliding-window", type=int, metavar="CELLS", help="predict by cosine, with windows of this many cells"
+        "--sliding-window",
+        type=positive_int,
+        metavar="CELLS",
+        help="predict by the cosine of windows this long",
     )
 
 
@@ -113,23 +121,6 @@ def _add_ek100(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", required=True, help="EPIC_100_retrieval_test.csv")
     parser.add_argument("--sentences", required=True, help="EPIC_100_retrieval_test_sentence.csv")
     parser.add_argument("--template", default="{}", help="what is made of a sentence, such as '#C C {}'")
-    parser.add_argument(
-        "--scoring",
-        default="dual",
-        choices=("dual", "dual-softmax", "rerank"),
-        help="cosines; cosines normalised over the whole test set; or the best of each ranking ordered by the fusion "
-        "tower",
-    )
-    parser.add_argument("--top-k", type=int, default=20, help="with rerank: how many of each ranking")
-    parser.add_argument("--temperature", type=float, default=0.05, help="of the dual softmax")
-    parser.add_argument("--submission", metavar="FILE", help="also write the challenge's file (.pkl)")
-    parser.add_argument(
-        "--supervision",
-        type=int,
-        nargs=3,
-        metavar=("PT", "TL", "TD"),
-        help="levels that the submission declares: pretraining, training labels, training data",
-    )
 
 
 def _open_ek100(arguments: argparse.Namespace) -> Opened:
@@ -137,19 +128,9 @@ def _open_ek100(arguments: argparse.Namespace) -> Opened:
 
     def make(*rest, **fields):
         files = arguments.annotations, arguments.sentences, arguments.videos
-        return EK100Evaluator(
-            *files,
-            *rest,
-            template=arguments.template,
-            scoring=arguments.scoring,
-            top_k=arguments.top_k,
-            temperature=arguments.temperature,
-            submission=arguments.submission,
-            supervision=arguments.supervision,
-            **fields,
-        )
+        return EK100Evaluator(*files, *rest, template=arguments.template, **fields)
 
-    return _open_clips(arguments, "fusion" if arguments.scoring == "rerank" else "dual", make)
+    return _open_clips(arguments, "dual", make)
 
 
 def _add_classification(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +183,7 @@ BENCHMARKS = {
         _open_egonlq,
         reads_clips=False,
     ),
-    "ek100": Benchmark("EPIC-KITCHENS-100 multi-instance retrieval", _add_ek100, _open_ek100),
+    "ek100": Benchmark("EPIC-KITCHENS-100 multi-instance retrieval, zero-shot", _add_ek100, _open_ek100),
     "video-classification": Benchmark(
         "verbs, nouns, actions or labels: zero-shot by prompts, or by a trained head",
         _add_classification,

@@ -1,10 +1,16 @@
 """`svitt-ego convert SOURCE OUT`: a SViTT(-Ego) checkpoint to a folder that `from_pretrained` loads."""
 
 import argparse
-import os
-import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import non_negative_int, positive_int, share
+
+if TYPE_CHECKING:
+    from ..model.configuration_svitt_ego import SViTTEgoConfig, SViTTEgoVisionConfig
+    from ..model.processing_svitt_ego import SViTTEgoProcessor
+    from ..model.video_processing_svitt_ego import SViTTEgoVideoProcessor
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,15 +19,38 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("out", metavar="OUT", help="folder to make: configuration, weights, code and processor")
     add("--release", choices=("svitt-ego", "svitt"), default="svitt-ego", help="published settings for what follows")
     add("--config", metavar="FILE", help="run configuration of the SViTT code (.yaml, .json) in place of --release's")
-    add("--num-local-blocks", type=int, metavar="K_l")
-    add("--num-random-blocks", type=_blocks, default=argparse.SUPPRESS, metavar="K_r", help="'none' is dense")
-    add("--block-size", type=int, metavar="G")
-    add("--keep-rate", type=float, metavar="q_v")
-    add("--prune-layers", type=int, nargs="*", metavar="LAYER", help="zero-based layers of the video tower")
-    add("--fusion-keep-rate", type=float, metavar="q_m")
-    add("--fusion-prune-layers", type=int, nargs="*", metavar="LAYER", help="zero-based layers of the fusion tower")
-    add("--image-size", type=int, metavar="PIXELS", help="only where the file leaves a choice")
-    add("--num-frames", type=int, metavar="T", help="re-base the model to T frames (with --keep-rate: expand it)")
+    add("--num-local-blocks", type=non_negative_int, metavar="K_l", help="local blocks")
+    add(
+        "--num-random-blocks",
+        type=_blocks,
+        default=argparse.SUPPRESS,
+        metavar="K_r",
+        help="random blocks; 'none' is dense",
+    )
+    add("--block-size", type=positive_int, metavar="G", help="tokens per block")
+    add("--keep-rate", type=share, metavar="q_v", help="share of patch tokens that each pruning layer keeps")
+    add(
+        "--prune-layers",
+        type=non_negative_int,
+        nargs="*",
+        metavar="LAYER",
+        help="zero-based layers of the video tower",
+    )
+    add("--fusion-keep-rate", type=share, metavar="q_m", help="the same in the fusion tower")
+    add(
+        "--fusion-prune-layers",
+        type=non_negative_int,
+        nargs="*",
+        metavar="LAYER",
+        help="zero-based layers of the fusion tower",
+    )
+    add("--image-size", type=positive_int, metavar="PIXELS", help="only where the file leaves a choice")
+    add(
+        "--num-frames",
+        type=positive_int,
+        metavar="T",
+        help="re-base the model to T frames (with --keep-rate: expand it)",
+    )
     add("--time-mode", choices=("symmetric", "released"), default="symmetric", help="how --num-frames resamples")
     add(
         "--tokenizer",
@@ -33,7 +62,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _blocks(text: str) -> int | None:
-    return None if text.lower() == "none" else int(text)
+    return None if text.lower() == "none" else non_negative_int(text)
 
 
 # Options that are configuration fields of the same name; where absent, the release decides.
@@ -48,24 +77,15 @@ _FIELDS = (
 )
 
 
-def run_convert(arguments: argparse.Namespace) -> int:
-    """Exit code 0, or 2 with one clear line on the error stream; OUT is there whole or not at all."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        for line in convert(arguments):
-            print(line, flush=True)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        if os.environ.get("SVITT_EGO_DEBUG"):
-            raise
-        error = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-        print(f"svitt-ego convert: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+def run_convert(arguments: argparse.Namespace) -> None:
+    """OUT is there whole or not at all."""
+    for line in convert(arguments):
+        print(line, flush=True)
 
 
-def convert(arguments: argparse.Namespace):
-    """Does the work and yields a line for each step done."""
+def convert(arguments: argparse.Namespace) -> Iterator[str]:
+    """Does the work and yields a line for each finished step."""
+    from ..files.writing import folder_aside
     from ..weights.released_checkpoint import model_from_checkpoint
     from ..weights.released_files import read_checkpoint, read_settings
 
@@ -80,6 +100,8 @@ def convert(arguments: argparse.Namespace):
     fields |= _random_blocks_given(arguments) | _token_ids(vocabulary)
     model = model_from_checkpoint(checkpoint, None, arguments.release, settings, **fields)
     yield _summary(model, arguments, checkpoint, settings)
+    if note := _note_on_pairing(model.config.vision_config):
+        yield note
 
     frames = model.config.vision_config.num_frames
     if arguments.num_frames not in (None, frames):
@@ -92,37 +114,34 @@ def convert(arguments: argparse.Namespace):
             "make sure that they belong together"
         )
 
-    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
-    try:
-        partial.mkdir(parents=True)
+    with folder_aside(out) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        replaced = out.parent / f".{out.name}.{os.getpid()}.replaced"
-        if out.exists():
-            out.rename(replaced)
-        try:
-            partial.rename(out)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(out)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     if vocabulary is None:
         yield f"{out}: no tokenizer was asked for, so it holds the video processor only"
     yield f"{out}: done; load it by AutoModel.from_pretrained({str(out)!r}, trust_remote_code=True)"
+
+
+def _note_on_pairing(vision: "SViTTEgoVisionConfig") -> str | None:
+    """What of the SViTT code's local blocks is not reproduced, where it makes a difference."""
+    if vision.num_random_blocks is None or vision.num_local_blocks < 3:
+        return None
+    return (
+        f"note: with {vision.num_local_blocks} local blocks the outputs differ slightly from those of the SViTT code. "
+        "For the neighbour b+r of query block b, that code takes the keys of block b+r but the bias and the values of "
+        "block b-r; here all three are of block b+r. With 1 local block, as in every published checkpoint, they agree."
+    )
 
 
 def _check_out(out: Path, source: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not overwrite:
-        raise ValueError(f"{out} is there already; --overwrite replaces it.")
+        raise ValueError(f"{out} already exists; --overwrite replaces it.")
     if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
-        raise ValueError(f"{out} is no folder of a model (it has no config.json), so it is not replaced.")
+        raise ValueError(f"{out} is not the folder of a model (it has no config.json), so it is not replaced.")
     if out.resolve() in source.resolve().parents:
-        raise ValueError(f"{source} lies in {out}, which would be replaced; choose another folder.")
+        raise ValueError(f"{source} is in {out}, which would be replaced; choose another folder.")
 
 
 def _random_blocks_given(arguments: argparse.Namespace) -> dict:
@@ -140,7 +159,7 @@ def read_vocabulary(source: str) -> dict[str, int]:
 
     path = Path(source)
     verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()  # its retries would bury the one line that says what to do
+    hub_logging.set_verbosity_error()  # its retries would hide the line that says what to do
     try:
         if not path.exists():
             try:
@@ -170,7 +189,9 @@ def _token_ids(vocabulary: dict[str, int] | None) -> dict:
     return {f"text_{name}": vocabulary[token] for name, token in names.items()}
 
 
-def _processor(config, vocabulary: dict[str, int] | None):
+def _processor(
+    config: "SViTTEgoConfig", vocabulary: dict[str, int] | None
+) -> "SViTTEgoProcessor | SViTTEgoVideoProcessor":
     """The release's processing: plain resize without antialiasing, `pre_text` cleaning, no [SEP]."""
     from ..model.processing_svitt_ego import SViTTEgoProcessor
     from ..model.video_processing_svitt_ego import SViTTEgoVideoProcessor

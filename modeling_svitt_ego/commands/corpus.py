@@ -1,7 +1,30 @@
 """`svitt-ego doctor`, `build-egoclip` and `prepare`: a corpus before its training."""
 
 import argparse
+from pathlib import Path
+from typing import Protocol
 
+from .arguments import (
+    check_output_file,
+    jpeg_quality,
+    non_negative_float,
+    non_negative_int,
+    positive_int,
+    positive_or_infinite,
+    share,
+    x264_crf,
+)
+
+
+class Report(Protocol):
+    """What doctor, build-egoclip and prepare return."""
+
+    def table(self) -> str: ...
+
+    def as_dict(self) -> dict: ...
+
+
+X264_PRESETS = "ultrafast superfast veryfast faster fast medium slow slower veryslow placebo".split()
 LAYOUT_HELP = "undivided, egovlp, lavila, avion, epic, epic-flat or avion-epic; recognised by default"
 
 
@@ -10,15 +33,18 @@ def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video_root", help="folder of the videos, in any known layout")
     parser.add_argument("--layout", help=LAYOUT_HELP)
     parser.add_argument("--egomcq", help="an egomcq.json to check as well")
-    parser.add_argument("--sample", type=int, help="open at most this many videos")
-    parser.add_argument("--num-frames", type=int, default=4, help="frames per clip, to count clips that have fewer")
-    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--sample", type=positive_int, help="open at most this many videos")
+    parser.add_argument(
+        "--num-frames", type=positive_int, default=4, help="count clips that have fewer frames than this"
+    )
+    parser.add_argument("--num-workers", type=positive_int, default=2, help="processes that open videos")
     parser.add_argument("--json", help="also write the report to this file")
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     from ..corpus.doctor import diagnose
 
+    check_output_file(arguments.json, "--json")
     report = diagnose(
         arguments.csv,
         arguments.video_root,
@@ -45,10 +71,15 @@ def add_build_egoclip_arguments(parser: argparse.ArgumentParser) -> None:
         "--drop", nargs="+", default=(), choices=("unsure", "other"), help="leave out sentences with #unsure or #O"
     )
     parser.add_argument(
-        "--min-words", type=int, default=0, help="leave out sentences of fewer words, #C C not counted"
+        "--min-words", type=non_negative_int, default=0, help="leave out sentences of fewer words, #C C not counted"
     )
-    parser.add_argument("--min-seconds", type=float, default=0.0, help="widen shorter windows to this")
-    parser.add_argument("--max-seconds", type=float, default=float("inf"), help="narrow longer windows to this")
+    parser.add_argument("--min-seconds", type=non_negative_float, default=0.0, help="widen shorter windows to this")
+    parser.add_argument(
+        "--max-seconds",
+        type=positive_or_infinite,
+        default=float("inf"),
+        help="narrow longer windows to this",
+    )
     add_shard_arguments(parser, "the tagging")
     parser.add_argument("--json", help="also write the report to this file")
 
@@ -58,6 +89,8 @@ def run_build_egoclip(arguments: argparse.Namespace) -> None:
     from ..corpus.egoclip_building import Selection
     from ..corpus.egoclip_files import build_egoclip_file, tag_shard
 
+    check_output_file(arguments.output, "output")
+    check_output_file(arguments.json, "--json")
     shard = shard_of(arguments)
     files = arguments.narration_json, arguments.output, arguments.verb_taxonomy, arguments.noun_taxonomy
     selection = Selection(tuple(arguments.drop), arguments.min_words, arguments.min_seconds, arguments.max_seconds)
@@ -96,28 +129,37 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("output", help="folder to create or to resume")
     parser.add_argument(
-        "--chunk-seconds", type=float, default=600.0, help="600: EgoVLP's layout, 300: LaViLa's, 15: AVION's, 0: whole"
+        "--chunk-seconds",
+        type=non_negative_float,
+        default=600.0,
+        help="600: EgoVLP's layout, 300: LaViLa's, 15: AVION's, 0: whole",
     )
-    parser.add_argument("--short-side", type=int, default=256, help="pixels; smaller videos keep their size")
-    parser.add_argument("--gop", type=int, default=30, help="frames from key frame to key frame")
-    parser.add_argument("--crf", type=int, default=23, help="x264's quality: less is better and larger")
-    parser.add_argument("--preset", default="veryfast", help="x264's speed")
+    parser.add_argument("--short-side", type=positive_int, default=256, help="pixels; smaller videos keep their size")
+    parser.add_argument("--gop", type=positive_int, default=30, help="frames from key frame to key frame")
+    parser.add_argument("--crf", type=x264_crf, default=23, help="x264's quality: less is better and larger")
+    parser.add_argument("--preset", default="veryfast", choices=X264_PRESETS, help="x264's speed")
     parser.add_argument(
         "--clip-shards", metavar="CSV", help="write the clips of this egoclip.csv as tar shards instead"
     )
-    parser.add_argument("--frames-per-clip", type=int, default=16, help="with --clip-shards: JPEG frames of each clip")
-    parser.add_argument("--clips-per-shard", type=int, default=1000, help="with --clip-shards")
-    parser.add_argument("--jpeg-quality", type=int, default=90, help="with --clip-shards")
     parser.add_argument(
-        "--max-failure-share", type=float, default=0.05, help="with --clip-shards: stop if more clips are unreadable"
+        "--frames-per-clip", type=positive_int, default=16, help="with --clip-shards: frames of each clip"
+    )
+    parser.add_argument("--clips-per-shard", type=positive_int, default=1000, help="with --clip-shards")
+    parser.add_argument("--jpeg-quality", type=jpeg_quality, default=90, help="with --clip-shards")
+    parser.add_argument(
+        "--max-failure-share",
+        type=share,
+        default=0.05,
+        help="with --clip-shards: stop if more clips are unreadable",
     )
     parser.add_argument("--layout", help=f"with --clip-shards: {LAYOUT_HELP}")
     add_shard_arguments(parser, "the videos (with --clip-shards: of the tars)")
-    parser.add_argument("--num-workers", type=int, help="processes; one per core by default")
+    parser.add_argument("--num-workers", type=positive_int, help="processes; one per core by default")
     parser.add_argument("--json", help="also write the report to this file")
 
 
 def run_prepare(arguments: argparse.Namespace) -> int:
+    check_output_file(arguments.json, "--json")
     shard = shard_of(arguments)
     if arguments.clip_shards:
         from ..data.clip_shards import ShardSettings, write_clip_shards
@@ -153,10 +195,11 @@ def run_prepare(arguments: argparse.Namespace) -> int:
     return report.exit_code
 
 
-def _show(report, file: str | None) -> None:
-    """Print the report's table; with --json also write all of it."""
+def _show(report: Report, file: str | None) -> None:
+    """Prints the report's table; with --json also writes all of it."""
+    from ..files.writing import write_json
+
     print(report.table())
     if file:
-        from ..files.writing import write_json
-
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
         write_json(file, report.as_dict())

@@ -5,7 +5,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from .arguments import check_output_file, non_negative_int, positive_int
 from .benchmarks import BENCHMARKS
+from .running import DEBUG_HELP
 
 FRAME_ORDERS = ("natural", "shuffled", "reversed", "repeated")
 
@@ -13,7 +15,8 @@ FRAME_ORDERS = ("natural", "shuffled", "reversed", "repeated")
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, benchmark in BENCHMARKS.items():
-        command = commands.add_parser(name, help=benchmark.description, description=benchmark.description)
+        text = benchmark.description
+        command = commands.add_parser(name, help=text, description=text, epilog=DEBUG_HELP)
         if benchmark.reads_clips:
             command.add_argument("folder", help="saved model: a folder, or a name on the Hub")
         else:
@@ -27,22 +30,27 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", required=True, help="folder of the videos, in any known layout")
-    parser.add_argument(
-        "--layout", help="undivided, egovlp, lavila or avion, found by looking; or epic, epic-avion, egtea"
-    )
-    parser.add_argument("--num-frames", type=int, help="frames per clip; the model's own number by default")
+    parser.add_argument("--layout", help="undivided, egovlp, lavila or avion; found by looking otherwise")
+    parser.add_argument("--num-frames", type=positive_int, help="frames per clip; the model's own number by default")
     parser.add_argument(
         "--frame-order",
         default="natural",
         choices=FRAME_ORDERS,
         help="a control: what the model loses in another order is what it owes to time",
     )
-    parser.add_argument("--num-clips", type=int, default=1, help="sets of frames per clip, averaged")
-    parser.add_argument("--crops", default="whole", choices=("whole", "three"), help="three squares, averaged")
-    parser.add_argument("--flip", action="store_true", help="average with the mirror image")
-    parser.add_argument("--batch-size", type=int, default=32, help="clips embedded at once")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode, per device")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="clips embedded at once")
+    parser.add_argument(
+        "--num-workers",
+        type=non_negative_int,
+        default=2,
+        help="processes that decode, per device; 0 decodes in the main process",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights and the computation",
+    )
     parser.add_argument("--cache", help="folder for embeddings: a stopped run goes on where it was")
     parser.add_argument(
         "--on-error",
@@ -53,6 +61,8 @@ def _add_clip_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
+    output = Path(arguments.output or f"evaluation_{arguments.benchmark.replace('-', '_')}.json")
+    check_output_file(output, "--output")
     opened = BENCHMARKS[arguments.benchmark].open(arguments)
     report = opened.evaluator(opened.model)
     accelerator = opened.evaluator.accelerator
@@ -66,7 +76,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     report = replace(report, dataset=arguments.dataset, details=details)
     report = report.with_origin(arguments.folder, opened.folder, ["svitt-ego", *sys.argv[1:]], device)
     print(report.table())
-    output = Path(arguments.output or f"evaluation_{arguments.benchmark.replace('-', '_')}.json")
     report.save(output)
     print(f"Written: {output}")
     return 0

@@ -2,20 +2,22 @@
 
 import argparse
 
+from .arguments import positive_int
+
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder or Hub name of a SViTT-Ego model with its processor")
     add("out", metavar="OUT", help="new folder (onnx), or new .pt2 file (archive)")
     add("--format", choices=("onnx", "archive"), default="onnx", help="what to write (default: %(default)s)")
-    add("--num-frames", type=int, metavar="T", help="frames of every clip; the configuration's by default")
+    add("--num-frames", type=positive_int, metavar="T", help="frames of every clip; the configuration's by default")
     add("--int8-text", action="store_true", help="onnx: quantise the text tower dynamically")
     add(
         "--int8-video",
         metavar="VIDEOS",
         help="onnx: quantise the video tower, calibrated on windows of these videos (a file or a folder)",
     )
-    add("--calibration-clips", type=int, default=32, help="clips for --int8-video (default: %(default)s)")
+    add("--calibration-clips", type=positive_int, default=32, help="clips for --int8-video (default: %(default)s)")
 
 
 def run_export(arguments: argparse.Namespace) -> None:

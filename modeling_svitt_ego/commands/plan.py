@@ -2,25 +2,25 @@
 
 import argparse
 
+from .arguments import non_negative_float, positive_float, positive_int
+
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpu-memory", type=float, help="GiB of your card; a table of usual cards otherwise")
+    parser.add_argument("--gpu-memory", type=positive_float, help="GiB of your card; a table of usual cards otherwise")
     parser.add_argument("--model", help="folder or Hub name whose configuration to plan for; the base size otherwise")
-    parser.add_argument("--num-frames", type=int, help="frames of a clip; the configuration's otherwise")
-    parser.add_argument("--text-length", type=int, default=30, help="tokens of a narration")
-    parser.add_argument("--reserve", type=float, help="GiB left to CUDA and the allocator (assumed 1)")
+    parser.add_argument("--num-frames", type=positive_int, help="frames of a clip; the configuration's otherwise")
+    parser.add_argument("--text-length", type=positive_int, default=30, help="tokens of a narration")
+    parser.add_argument("--reserve", type=non_negative_float, help="GiB left to CUDA and the allocator (assumed 1)")
 
 
 def run_plan(arguments: argparse.Namespace) -> None:
     from ..model.configuration_svitt_ego import SViTTEgoConfig
     from ..training.memory_plan import CARDS_GIB, GIB, RESERVE_GIB, training_memory
+    from ..weights.loading import load_config
 
-    if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
-        raise ValueError(f"--gpu-memory ({arguments.gpu_memory}) must be above 0.")
-    for name, value in (("--num-frames", arguments.num_frames), ("--text-length", arguments.text_length)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} ({value}) must be at least 1.")
-    config = SViTTEgoConfig.from_pretrained(arguments.model) if arguments.model else SViTTEgoConfig()
+    config = SViTTEgoConfig()
+    if arguments.model:
+        config = load_config(arguments.model)
     num_frames = arguments.num_frames or config.vision_config.num_frames
     reserve = RESERVE_GIB if arguments.reserve is None else arguments.reserve
     memories = [training_memory(config, num_frames, arguments.text_length, on) for on in (False, True)]

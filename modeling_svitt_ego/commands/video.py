@@ -2,17 +2,28 @@
 
 import argparse
 
+from .arguments import check_output_file, device, positive_float, positive_int
 from .corpus import add_shard_arguments, shard_of
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="folder or Hub name of a SViTT-Ego model with its processor")
-    add("--device", help="cuda, cuda:1, mps or cpu; the accelerator if there is one")
-    add("--batch-size", type=int, default=32, help="windows embedded at once")
-    add("--windows-per-second", type=float, default=1.875, help="30 fps / 16 frames, as published features have it")
-    add("--window-seconds", type=float, help="what the model sees around each stride's middle; the stride by default")
-    add("--num-frames", type=int, default=4, help="frames of a window")
+    add("--device", type=device, help="cuda, cuda:1, mps or cpu; the accelerator if there is one")
+    add("--batch-size", type=positive_int, default=32, help="windows embedded at once")
+    add(
+        "--windows-per-second",
+        type=positive_float,
+        default=1.875,
+        help="features per second of video; the published ones have 30 fps / 16 frames = 1.875",
+    )
+    add(
+        "--window-seconds",
+        type=positive_float,
+        help="length of the window that the model sees for each feature; one stride by default, and 1.0 for the "
+        "features of a head of examples/train_egonlq.py",
+    )
+    add("--num-frames", type=positive_int, default=4, help="frames of a window")
 
 
 def _window_settings(arguments: argparse.Namespace, kind: str):
@@ -91,7 +102,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add("videos", nargs="+", metavar="VIDEO", help="videos, or folders of them")
     add("query", metavar="QUERY", help="a sentence, in quotes")
     _add_model_arguments(parser)
-    add("--top-k", type=int, default=5, help="moments to show")
+    add("--top-k", type=positive_int, default=5, help="moments to show")
     add("--html", default="found.html", metavar="FILE", help="page with the moments' pictures")
     add("--cache", metavar="FOLDER", help="where the features are kept; below HF_HOME by default")
     add(
@@ -133,8 +144,8 @@ def add_ground_arguments(parser: argparse.ArgumentParser) -> None:
     add("features", metavar="FEATURES", help="folder that `svitt-ego extract … --nlq JSON` made")
     add("nlq", metavar="JSON", help="nlq_val.json, nlq_test_unannotated.json")
     add("output", metavar="OUT", help="prediction file to write, as the Ego4D challenge takes it")
-    add("--device", help="cuda, cuda:1, mps or cpu; the accelerator if there is one")
-    add("--batch-size", type=int, default=32, help="queries at once")
+    add("--device", type=device, help="cuda, cuda:1, mps or cpu; the accelerator if there is one")
+    add("--batch-size", type=positive_int, default=32, help="queries at once")
 
 
 def run_ground(arguments: argparse.Namespace) -> None:
@@ -142,6 +153,7 @@ def run_ground(arguments: argparse.Namespace) -> None:
     from ..features.grounding import ground, write_predictions
     from ..weights.loading import load_grounding_head
 
+    check_output_file(arguments.output, "OUT")
     head = load_grounding_head(arguments.head, arguments.device)
     data = EgoNLQFeatures.from_json(arguments.nlq, arguments.features)
     write_predictions(arguments.output, data.rows, ground(head, data, arguments.batch_size))

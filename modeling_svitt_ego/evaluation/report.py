@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..files.json_records import read_json
-from ..files.resumable_folder import aside
+from ..files.writing import write_text
 from ..weights.provenance import package_commit, weights_sha256
 from .published import PUBLISHED
 
@@ -177,9 +177,7 @@ class EvaluationReport:
         """Writes the JSON, whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
-        with aside(path) as part:
-            part.write_text(content, encoding="utf-8")
+        write_text(path, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "EvaluationReport":

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import logging
 import os
-import tempfile
 import uuid
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from ..files.writing import aside, write_json
+
+logger = logging.getLogger(__name__)
 
 
 class VectorCache:
@@ -19,8 +23,8 @@ class VectorCache:
     Several processes may write to one folder: each writes files of its own, whole or not at all.
 
     Args:
-        folder (`str`, *optional*): where caches live; this one takes a sub-folder named after `made_by`.
-        made_by (`dict[str, str]`): everything that the vectors depend on beside their key, such as the fingerprints of
+        folder (`str`, *optional*): folder of caches; this one takes a sub-folder named after `made_by`.
+        made_by (`dict[str, str]`): all that the vectors depend on apart from their key, such as the fingerprints of
             the weights and of the transform.
     """
 
@@ -34,15 +38,14 @@ class VectorCache:
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         # For people who look into the folder; the name alone decides.
-        (self.folder / "made_by.json").write_text(
-            json.dumps(made_by, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        write_json(self.folder / "made_by.json", dict(sorted(made_by.items())))
         for path in sorted(self.folder.glob("*.npz")):
             try:
                 with np.load(path, allow_pickle=False) as part:
                     self._rows.update(zip(part["keys"].tolist(), part["rows"]))
             except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                raise ValueError(f"{path} is damaged ({error}); delete it to compute its vectors again.") from error
+                logger.warning("%s is damaged (%s): it is removed and its vectors are computed again.", path, error)
+                path.unlink()
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows
@@ -57,7 +60,7 @@ class VectorCache:
         return list(self._rows)
 
     def merge(self, keys: Sequence[str], rows: np.ndarray) -> None:
-        """Take over what another process has computed and written."""
+        """Take what another process has computed and written."""
         self._rows.update(zip(keys, rows))
 
     def add(self, keys: Sequence[str], rows: np.ndarray) -> None:
@@ -76,8 +79,6 @@ class VectorCache:
         if self.folder is None or not self._unwritten:
             return
         rows = np.stack([self._rows[key] for key in self._unwritten])
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
+        with aside(self.folder / f"{uuid.uuid4().hex}.npz") as part, open(part, "wb") as file:
             np.savez(file, keys=np.array(self._unwritten), rows=rows)
-        os.replace(temporary, self.folder / f"{uuid.uuid4().hex}.npz")
         self._unwritten = []

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .folder_lock import LOCK_NAME, locked
+from .processes import end_workers, workers_ignore_interrupts
 from .sharding import Shard
 from .writing import TEMPORARY_SUFFIX, aside, remove_temporary_files, write_json
 
@@ -155,12 +156,16 @@ def run_jobs(work: Callable, jobs: Sequence[tuple], num_workers: int) -> Iterato
     # Not forked: the parent has threads, and a decoder's locks may be held in one of them.
     pool = ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=get_context("spawn"))
     try:
-        futures = {pool.submit(work, *job): job for job in jobs}
+        with workers_ignore_interrupts():
+            futures = {pool.submit(work, *job): job for job in jobs}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise OSError(
             "A worker process died (killed, or out of memory?). Finished files stay; run the same command again."
         ) from error
+    except (KeyboardInterrupt, GeneratorExit):
+        end_workers()  # or the end of the pool would wait for the jobs that are running
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

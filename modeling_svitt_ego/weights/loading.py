@@ -3,6 +3,7 @@
 A part that the checkpoint lacks would be left at its random initial values, so such a checkpoint is refused.
 """
 
+import difflib
 import json
 import os
 import re
@@ -11,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..model.configuration_svitt_ego import SViTTEgoConfig
 from ..model.modeling_svitt_ego import SViTTEgoForVideoClassification, SViTTEgoForVideoTextRetrieval, SViTTEgoModel
 from ..model.processing_svitt_ego import SViTTEgoProcessor
 from ..model.temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding
@@ -29,42 +31,72 @@ CLASS_OF = {
     "head": SViTTEgoForVideoClassification,
     "grounding head": SViTTEgoForTemporalGrounding,
 }
+HUB_SECONDS = 10.0  # how long the Hub may take to say whether it has a model
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
-def local_folder(name: str | os.PathLike) -> Path:
+def local_folder(name: str | os.PathLike, files: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt")) -> Path:
     """
     The folder of a model: as it is, or fetched from the Hub by its name.
 
+    Args:
+        files: patterns of what is fetched from the Hub.
+
     Raises:
-        FileNotFoundError: There is no such folder, and it is not a name on the Hub. Asking the Hub for a misspelt
-            folder would take a minute, so whatever looks like a path is not asked for.
+        FileNotFoundError: There is no such folder, and the Hub does not have it or was not reached in a few seconds.
+            A name that looks like a path is not looked up there.
     """
     folder = Path(name)
     if folder.is_dir():
         return folder
     if folder.exists():
         raise NotADirectoryError(f"{str(name)!r} is a file; a model is a folder with config.json and its weights.")
+    no_folder = f"There is no folder {str(name)!r}{_nearest_folder(folder)}"
     # "runs/model" is a path if there is a folder "runs" here.
     if not _HUB_NAME.fullmatch(str(name)) or folder.parent.is_dir():
-        raise FileNotFoundError(
-            f"There is no folder {str(name)!r}" + _nearest_folder(folder) + ". A model on the Hub is named USER/MODEL."
-        )
+        raise FileNotFoundError(f"{no_folder}, and it is not a name on the Hub (USER/MODEL).")
+    offline = False
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"There is no folder {str(name)!r} and no such model on the Hub.") from error
+        # Without this question, a wrong name would be asked for again and again for a minute.
+        HfApi().model_info(str(name), timeout=HUB_SECONDS)
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(f"{no_folder}, and no such model on the Hub.") from None
+    except Exception as error:  # the client's own errors of a connection have changed between versions
+        offline, reason = True, error
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(files), local_files_only=offline))
+    except LocalEntryNotFoundError:
+        raise FileNotFoundError(
+            f"{no_folder}, and the Hub could not be asked for it ({type(reason).__name__}: {reason})."
+            if offline
+            else f"{no_folder}, and its files could not be fetched from the Hub."
+        ) from None
 
 
 def _nearest_folder(folder: Path) -> str:
-    """`", did you mean 'model'?"` if a neighbour is called nearly so."""
-    import difflib
+    """A folder of nearly the same name, as a question; empty if there is none."""
+    missing = folder
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    neighbours = {path.name: path for path in missing.parent.iterdir() if path.is_dir()}
+    near = difflib.get_close_matches(missing.name, neighbours, n=1, cutoff=0.75)
+    return f" (did you mean {str(neighbours[near[0]] / folder.relative_to(missing))!r}?)" if near else ""
 
-    if not folder.parent.is_dir():
-        return f" (not even {str(folder.parent)!r})"
-    neighbours = {path.name: path for path in folder.parent.iterdir() if path.is_dir()}
-    near = difflib.get_close_matches(folder.name, neighbours, n=1, cutoff=0.75)
-    return f" (is it {str(neighbours[near[0]])!r}?)" if near else ""
+
+def load_config(name: str | os.PathLike) -> SViTTEgoConfig:
+    """
+    The configuration of a model by folder or Hub name, without its weights.
+
+    Raises:
+        ValueError: It is of another kind of model.
+    """
+    folder = local_folder(name, files=("config.json",))
+    saved = model_type(folder)
+    if saved != SViTTEgoConfig.model_type:
+        raise ValueError(
+            f"{str(name)!r} holds a model of type {saved!r}; a whole {SViTTEgoConfig.model_type!r} is needed."
+        )
+    return SViTTEgoConfig.from_pretrained(folder)
 
 
 def load_checkpoint(

@@ -104,7 +104,7 @@ def test_plan_prints_a_batch_and_that_it_is_an_estimate(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "8 GiB" in out and "Not checked on a GPU" in out
     assert main(["plan", "--gpu-memory", "-1"]) == 2
-    assert "--gpu-memory (-1.0)" in capsys.readouterr().err
+    assert "--gpu-memory (-1)" in capsys.readouterr().err
     for name in ("--num-frames", "--text-length"):
         assert main(["plan", name, "0"]) == 2
         assert f"{name} (0) must be at least 1" in capsys.readouterr().err

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BeitConfig, BeitModel, BertConfig, BertForMaskedLM, BertModel, ViTConfig, ViTModel
 
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoForVideoTextRetrieval, SViTTEgoModel
-from modeling_svitt_ego.commands.convert import add_convert_arguments, read_vocabulary, run_convert
+from modeling_svitt_ego.cli import main
+from modeling_svitt_ego.commands.convert import read_vocabulary
 from modeling_svitt_ego.weights.released_checkpoint import (
     convert_state_dict,
     load_original_checkpoint,
@@ -367,9 +368,7 @@ OPTIONS = ["--num-random-blocks", "3", "--num-local-blocks", "1", "--block-size"
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    add_convert_arguments(parser)
-    return run_convert(parser.parse_args([str(argument) for argument in arguments]))
+    return main(["convert", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -538,6 +537,15 @@ def test_bad_files_give_one_clear_line_and_leave_nothing(make, message, checkpoi
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_three_local_blocks_are_converted_with_a_note(checkpoint, tmp_path, capsys):
+    """Catches a converted model that differs from the SViTT code without a word."""
+    options = [*OPTIONS, "--tokenizer", "none"]
+    assert run(checkpoint, tmp_path / "one", *options) == 0
+    assert "local blocks the outputs differ" not in capsys.readouterr().out
+    assert run(checkpoint, tmp_path / "three", *options, "--num-local-blocks", "3", "--num-random-blocks", "1") == 0
+    assert "note: with 3 local blocks the outputs differ slightly" in capsys.readouterr().out
+
+
 def test_bad_safetensors_and_other_files_are_refused(state, tmp_path):
     whole = tmp_path / "whole.safetensors"
     save_file({key: tensor.clone() for key, tensor in state.items()}, whole)
@@ -554,9 +562,9 @@ def test_bad_safetensors_and_other_files_are_refused(state, tmp_path):
 @pytest.mark.parametrize(
     "options,message",
     [
-        (["--keep-rate", "1.5"], "keep_rate (1.5) must lie in (0, 1]"),
+        (["--keep-rate", "1.5"], "--keep-rate (1.5) must be above 0 and at most 1"),
         (["--prune-layers", "9"], "prune_layers names layer 9, but there are 5 layers"),
-        (["--num-frames", "0"], "num_frames (0) must be at least 1"),
+        (["--num-frames", "0"], "--num-frames (0) must be at least 1"),
         (["--image-size", "224"], "made for 4 frames of 48 px, not for image_size=224"),
         (["--config", "absent.yaml"], "absent.yaml cannot be read"),
         (["--tokenizer", "/absent/folder"], "tokenizer '/absent/folder' cannot be loaded"),

@@ -1,0 +1,145 @@
+"""How commands and example scripts end: mistakes and interrupts in one line, no process left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from modeling_svitt_ego import cli
+from modeling_svitt_ego.commands.running import Terminated, one_line, run
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def ends(error):
+    def work():
+        raise error
+
+    return run("svitt-ego test", work, "all is kept; go on with: svitt-ego test")
+
+
+@pytest.mark.parametrize(
+    "error, status, line",
+    [
+        (ValueError("one\n  two"), 2, "svitt-ego test: one two"),
+        (FileNotFoundError("There is no 'x'."), 2, "svitt-ego test: There is no 'x'."),
+        (KeyboardInterrupt(), 130, "svitt-ego test: interrupted; all is kept; go on with: svitt-ego test"),
+        (Terminated(), 143, "svitt-ego test: terminated; all is kept; go on with: svitt-ego test"),
+    ],
+    ids=["value", "file", "interrupt", "terminate"],
+)
+def test_one_line_and_a_status(capsys, monkeypatch, error, status, line):
+    monkeypatch.delenv("SVITT_EGO_DEBUG", raising=False)
+    assert ends(error) == status
+    assert capsys.readouterr().err.strip() == line
+    monkeypatch.setenv("SVITT_EGO_DEBUG", "1")
+    with pytest.raises(type(error)):
+        ends(error)
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    """Catches errors of ours that are sold as the user's."""
+    monkeypatch.delenv("SVITT_EGO_DEBUG", raising=False)
+    with pytest.raises(KeyError):
+        ends(KeyError("x"))
+
+
+def test_an_error_of_a_worker_process_is_its_last_line():
+    text = "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  …\n"
+    text += "OSError: 'c.mp4' is cut"
+    assert one_line(OSError(text)) == "'c.mp4' is cut"
+
+
+def test_an_interrupted_command_names_what_goes_on(monkeypatch, capsys):
+    def stop(arguments):
+        raise KeyboardInterrupt
+
+    commands = [replace(command, run=stop) if command.name == "extract" else command for command in cli.COMMANDS]
+    monkeypatch.setattr(cli, "COMMANDS", commands)
+    line = ["extract", "my videos", "out", "--model", "m"]
+    assert cli.main(line) == 130
+    error = capsys.readouterr().err.strip()
+    assert "finished videos are kept" in error and "svitt-ego extract 'my videos' out --model m" in error
+
+
+POOL = """
+import sys, time
+from modeling_svitt_ego.commands.running import run
+from modeling_svitt_ego.files.resumable_folder import run_jobs
+
+def work():
+    for _ in run_jobs(time.sleep, [(600,), (600,), (0,)], 3):
+        print("ready", flush=True)
+
+if __name__ == "__main__":
+    sys.exit(run("test", work, "nothing is kept"))
+"""
+LOADER = """
+import sys, time
+from torch.utils.data import DataLoader
+from modeling_svitt_ego.commands.running import run
+from modeling_svitt_ego.files.processes import workers_ignore_interrupts
+
+class Slow:
+    def __len__(self):
+        return 100
+    def __getitem__(self, index):
+        time.sleep(600 if index else 0)
+        return index
+
+def work():
+    with workers_ignore_interrupts():
+        batches = iter(DataLoader(Slow(), batch_size=1, num_workers=2))
+    for _ in batches:
+        print("ready", flush=True)
+
+if __name__ == "__main__":
+    sys.exit(run("test", work, "nothing is kept"))
+"""
+
+
+def session_members(session: int) -> list[int]:
+    """Processes of a session that are not zombies."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            state, _, _, its_session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue
+        if folder.name.isdigit() and int(its_session) == session and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+@pytest.mark.parametrize("script", [POOL, LOADER], ids=["pool", "loader"])
+def test_workers_end_with_the_command_and_say_nothing(tmp_path, script, number, status):
+    """Catches a traceback per worker, a wait for the jobs that are running, and processes that stay."""
+    path = tmp_path / "work.py"
+    path.write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(path)], stdout=-1, stderr=-1, text=True, env=environment, start_new_session=True
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does: to all processes
+        else:
+            process.send_signal(number)
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == status
+        assert len(error.strip().splitlines()) == 1 and "nothing is kept" in error, error
+        deadline = time.monotonic() + 60
+        while session_members(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert session_members(process.pid) == []
+    finally:
+        for pid in session_members(process.pid):
+            os.kill(pid, signal.SIGKILL)
