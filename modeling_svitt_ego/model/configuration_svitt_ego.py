@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Keyword arguments that PreTrainedConfig itself understands although they are no dataclass fields of ours.
 _LIBRARY_KEYS = {
@@ -31,7 +34,6 @@ _LIBRARY_KEYS = {
 
 def refuse_unknown_keys(config: PreTrainedConfig, kwargs: dict) -> None:
     """PreTrainedConfig stores any keyword it does not know; a misspelt sparsity field would be silently off."""
-    fields = [name for name in type(config).__dataclass_fields__ if not name.startswith("_")]
     for key in kwargs:
         if key in _LIBRARY_KEYS or key.startswith("_"):
             continue
@@ -39,18 +41,48 @@ def refuse_unknown_keys(config: PreTrainedConfig, kwargs: dict) -> None:
             raise ValueError(
                 "The fusion tower's configuration is cross_modal_config: fusion_config is transformers' own."
             )
-        nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{type(config).__name__} has no field '{key}'; the nearest field is '{nearest}'.")
+        nearest = nearest_field(type(config), key, cutoff=0.0)
+        raise ValueError(f"{type(config).__name__} has no field '{key}'; the nearest field is {nearest}.")
+
+
+def nearest_field(config_class: type[PreTrainedConfig], key: str, cutoff: float) -> str | None:
+    """The field of a configuration or of one of its towers that is spelt most like `key`, quoted, with its tower."""
+    places = {name: f"'{name}'" for name in config_class.__dataclass_fields__ if not name.startswith("_")}
+    for tower, tower_class in config_class.sub_configs.items():
+        for name in tower_class.__dataclass_fields__:
+            if not name.startswith("_"):
+                places.setdefault(name, f"{tower}'s '{name}'")
+    found = difflib.get_close_matches(key, places, n=1, cutoff=cutoff)
+    return places[found[0]] if found else None
 
 
 class SViTTEgoConfigBase(PreTrainedConfig):
-    """What the configurations share: which classes a saved one loads as, and that it holds nothing it would refuse."""
+    """What the configurations share: which classes a saved one loads as, and that no unknown field is accepted."""
 
     # Written to config.json whichever class was saved: transformers itself would list only that class.
     auto_classes: ClassVar[dict[str, str]] = {}
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """
+        As in the library, which drops keywords that are no field. Here a keyword that is spelt like a field is an
+        error, and any other one a warning, since it may be an argument of a model's loading that `pipeline` passes on.
+        """
+        return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        if return_unused_kwargs:
+            return config, unused
+        for key in unused:
+            if key in _LIBRARY_KEYS or key.startswith("_"):
+                continue
+            nearest = nearest_field(cls, key, cutoff=0.8)
+            if nearest is not None:
+                raise ValueError(f"{cls.__name__} has no field '{key}'; the nearest field is {nearest}.")
+            logger.warning(f"{cls.__name__} has no field '{key}': it is ignored.")
+        return config
+
     def to_dict(self) -> dict[str, Any]:
-        """Fields and the library's own keys; what was set on the object besides would be refused at loading."""
+        """Fields and the library's own keys; any other attribute that a script has set would be refused at loading."""
         known = _LIBRARY_KEYS | type(self).__dataclass_fields__.keys()
         return {key: value for key, value in super().to_dict().items() if key in known or key.startswith("_")}
 

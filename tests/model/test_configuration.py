@@ -4,8 +4,10 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
 
 from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoFusionConfig, SViTTEgoTextConfig, SViTTEgoVisionConfig
+from modeling_svitt_ego.model import configuration_svitt_ego
 from modeling_svitt_ego.model.configuration_svitt_ego import num_kept_tokens
 from tests.helpers.tiny_model import FUSION, TEXT, VISION, tiny_config, tiny_vision_config
 
@@ -98,6 +100,8 @@ def test_dense_attention_has_no_blocks_to_check():
         (SViTTEgoTextConfig, "vocabsize", "vocab_size"),
         (SViTTEgoFusionConfig, "prune_layer", "prune_layers"),
         (SViTTEgoConfig, "mlm_wheight", "mlm_weight"),
+        (SViTTEgoConfig, "num_random_blocks", "vision_config's 'num_random_blocks'"),
+        (SViTTEgoConfig, "vocab_sise", "text_config's 'vocab_size'"),
         (lambda **fields: SViTTEgoConfig(vision_config=fields), "token_keep_rate", "keep_rate"),
         (SViTTEgoConfig, "fusion_config", "cross_modal_config"),
     ],
@@ -119,6 +123,22 @@ def test_save_and_load_give_the_same_configuration(tmp_path):
     assert SViTTEgoVisionConfig.from_pretrained(tmp_path).keep_rate == 0.5
     again = SViTTEgoConfig.from_pretrained(tmp_path, vision_config={"keep_rate": 0.25})
     assert (again.vision_config.keep_rate, again.vision_config.hidden_size) == (0.25, 32)
+
+
+@pytest.mark.parametrize("load", [SViTTEgoConfig.from_pretrained, AutoConfig.from_pretrained], ids=["own", "auto"])
+def test_a_keyword_at_loading_is_a_field_or_is_named(tmp_path, load, monkeypatch):
+    """Catches a misspelt field that from_pretrained drops without a word, and a loading argument taken for one."""
+    tiny_config().save_pretrained(tmp_path)
+    for key in ("num_randm_blocks", "num_random_blocks"):
+        with pytest.raises(ValueError, match=f"no field '{key}'; the nearest field is vision_config's 'num_random_b"):
+            load(tmp_path, **{key: 3})
+    assert load(tmp_path, mlm_weight=0.5, trust_remote_code=False).mlm_weight == 0.5
+    config, unused = load(tmp_path, num_randm_blocks=3, return_unused_kwargs=True)
+    assert unused == {"num_randm_blocks": 3}  # whoever asks for them decides: AutoModel refuses them itself
+    messages = []
+    monkeypatch.setattr(configuration_svitt_ego.logger, "warning", messages.append)
+    load(tmp_path, low_cpu_mem_usage=True)
+    assert messages == ["SViTTEgoConfig has no field 'low_cpu_mem_usage': it is ignored."]
 
 
 def test_nested_dicts_and_nested_configurations_are_the_same():
