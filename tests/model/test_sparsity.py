@@ -353,6 +353,14 @@ def test_bfloat16_error_is_at_most_twice_that_of_naive_bfloat16():
     assert (ours.double() - target).abs().max() <= 2 * (naive.double() - target).abs().max()
 
 
+def test_local_blocks_are_as_many_before_as_after_and_circular():
+    """Catches neighbours on one side only."""
+    assert local_blocks(5, 3).tolist() == [[4, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 0]]
+    assert local_blocks(7, 5)[0].tolist() == [5, 6, 0, 1, 2]
+    assert local_blocks(2, 3).tolist() == [[1, 0], [0, 1]]  # each once
+    assert local_blocks(2, 3, released=True).tolist() == [[1, 0, 1], [0, 1, 0]]  # as the released code does
+
+
 def test_random_blocks_are_distinct_sorted_and_never_local():
     for num_blocks, num_local, num_random in ((14, 1, 3), (10, 3, 4), (5, 1, 5), (3, 1, 3), (2, 3, 2), (7, 0, 7)):
         for layer in range(20):

@@ -158,3 +158,13 @@ def test_half_precision_runs_through_all_towers():
             loss = model(**batch, return_loss=True).loss
         loss.backward()
         assert loss.isfinite() and all(g.isfinite().all() for g in gradients(model).values())
+
+
+def test_text_guided_pruning_keeps_the_same_tokens_in_training_as_in_evaluation():
+    """Catches pruning that is off while training: the model would learn on tokens that it never sees afterwards."""
+    model = fusion_tower(num_hidden_layers=3, prune_layers=[0, 1], **NO_DROPOUT)
+    text, video = states(dtype=torch.float32)
+    evaluated = model(text, video).token_positions
+    trained = model.train()(text, video).token_positions
+    assert [kept.shape for kept in trained] == [(3, 10), (3, 5)]
+    assert all(torch.equal(a, b) for a, b in zip(trained, evaluated))

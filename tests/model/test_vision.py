@@ -341,3 +341,16 @@ def test_temporal_blocks_at_any_number_of_frames(frames):
     out, found = forward_backward(tiny_vision_model(**TEMPORAL), tiny_clips(2, frames))
     assert out.last_hidden_state.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+def test_pruning_is_on_in_training_too():
+    """Catches a tower that prunes in evaluation only."""
+    out = tiny_vision_model(**RAGGED).train()(tiny_clips(3))
+    assert [ids.shape for ids in out.token_ids] == [(3, 45), (3, 32)]
+    assert out.last_hidden_state.shape == (3, 33, 32)
+
+
+def test_stochastic_depth_grows_linearly_to_its_rate_in_the_last_layer():
+    """Catches a rate that is never reached, and a first layer that is dropped."""
+    model = SViTTEgoVisionModel(tiny_vision_config(num_hidden_layers=5, drop_path_rate=0.2))
+    assert [layer.drop_path.p for layer in model.layers] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
