@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import __version__
-from .commands import convert, corpus, demo, evaluate, export, plan, push, video
+from .commands import convert, corpus, demo, evaluate, export, plan, pretrain, push, video
 from .commands.arguments import CommandParser
 from .commands.running import DEBUG_HELP, run, same_command
 
@@ -103,6 +103,13 @@ COMMANDS = (
         "predict EgoNLQ windows with a grounding head, in the challenge's file format",
         video.add_ground_arguments,
         video.run_ground,
+    ),
+    Command(
+        "pretrain",
+        "pretrain on EgoClip with EgoNCE, matching and masked language modelling",
+        pretrain.add_pretrain_arguments,
+        pretrain.run_pretrain,
+        "checkpoints are kept; the same command with --resume goes on from the newest",
     ),
     Command(
         "plan",

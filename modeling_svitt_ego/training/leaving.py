@@ -32,7 +32,9 @@ class LeaveOnSignal(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if threading.current_thread() is threading.main_thread() and not self.previous:  # elsewhere Python refuses
-            self.previous = {number: signal.signal(number, self.note) for number in _NAMES}
+            # One that is ignored stays so: a shell's background job is not meant to hear its terminal's Ctrl-C.
+            heard = [number for number in _NAMES if signal.getsignal(number) is not signal.SIG_IGN]
+            self.previous = {number: signal.signal(number, self.note) for number in heard}
 
     def note(self, number: int, frame) -> None:
         if number == signal.SIGINT and self.received:

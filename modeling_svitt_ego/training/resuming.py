@@ -91,6 +91,12 @@ class ChecksBeforeTraining:
             "vocabulary": vocabulary_fingerprint(self.processing_class),
         }
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """A tied weight is saved once: that the other name is missing is no news."""
+        tied = set(self.core._tied_weights_keys or {})
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     # ------------------------------------------------------------------------------------------------ the checkpoint
 
     def checkpoint_to_resume(self, asked: str | bool) -> Path:

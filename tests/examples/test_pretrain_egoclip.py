@@ -1,32 +1,28 @@
-"""examples/pretrain_egoclip.py by itself and under `accelerate launch` with two processes on the CPU."""
+"""examples/pretrain_egoclip.py and `svitt-ego pretrain`: alone, under `torchrun`, interrupted, and misused."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor
 
+from modeling_svitt_ego import SViTTEgoForPreTraining
+from modeling_svitt_ego.cli import main
+from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
 from tests.helpers.fsdp_on_cpu import __file__ as on_cpu
 from tests.helpers.run_examples_in_turn import __file__ as in_turn
-from tests.helpers.tiny_data import egomcq_item, write_json
-from tests.helpers.tiny_pretraining import free_port, make_corpus, small_config
+from tests.helpers.tiny_data import egoclip_row, egomcq_item, write_egoclip, write_json
+from tests.helpers.tiny_pretraining import GENEROUS, free_port, make_corpus, small_config
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / "examples" / "pretrain_egoclip.py"
-TWO = [
-    sys.executable,
-    "-m",
-    "accelerate.commands.launch",
-    "--multi_gpu",
-    "--num_processes",
-    "2",
-    "--num_machines",
-    "1",
-]
-TWO += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # gloo, by --use_cpu
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]  # what `torchrun` runs
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +61,7 @@ def runs(tmp_path_factory):
         "resumed": {"per_device_train_batch_size": 8, "save_steps": 2, "max_steps": 4},
     }
     for name, settings, launch in (
-        ("two", two, [*TWO, "--main_process_port", free_port()]),
+        ("two", two, [*TWO, "--master-port", free_port()]),
         ("one", one, [sys.executable]),
     ):
         lines = [line(name, **options) for name, options in settings.items()]
@@ -135,7 +131,7 @@ def test_the_sharding_configuration_trains_saves_and_resumes_on_two_processes(ru
         ["--output_dir", f"{fsdp}-objectives", *four, *cached, "--vtm_weight", "1", "--mlm_weight", "1"],
     ]
     (runs / "fsdp.json").write_text(json.dumps([common + line for line in lines]))
-    launch = [*TWO[:3], "--config_file", REPO / "examples" / "fsdp.yaml", "--num_processes", "2"]
+    launch = [*ACCELERATE, "--config_file", REPO / "examples" / "fsdp.yaml", "--num_processes", "2"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
     log = run([*launch, on_cpu, in_turn, SCRIPT, runs / "fsdp.json"])
     assert log.count("ran as DistributedType.FSDP on cpu") == 2 and "Resuming from" in log
@@ -187,3 +183,155 @@ def test_the_recipe_is_the_published_one():
     assert recipe.lr_scheduler_type == "cosine_with_min_lr" and recipe.lr_scheduler_kwargs == {"min_lr_rate": 0.01}
     assert (recipe.adam_beta1, recipe.adam_beta2, recipe.adam_epsilon) == (0.9, 0.999, 1e-8)
     assert recipe.per_device_train_batch_size == 32 and recipe.max_grad_norm == 0
+
+
+# ------------------------------------------------------------------------------------------------- svitt-ego pretrain
+
+
+@pytest.fixture
+def pretrain(tmp_path, capfd):
+    """Runs `svitt-ego pretrain` on 16 clips; gives its exit code and what it printed to stderr."""
+    root = make_corpus(tmp_path)
+    small_config().save_pretrained(root / "config")
+    items = [egomcq_item(["video-a"] * 5, answer=i, text=f"#C C picks item {i}", start=float(i)) for i in range(2)]
+    write_json(root / "egomcq.json", {str(i): item for i, item in enumerate(items)})
+    common = "--use_cpu --max_steps 2 --logging_steps 1 --report_to none --disable_tqdm true"
+    common = common.split() + ["--per_device_train_batch_size", "4", "--save_steps", "1"]
+
+    def run(**options):
+        paths = {"egoclip": root / "e.csv", "videos": root / "videos", "output_dir": root / "run"}
+        pairs = [(f"--{name}", str(value)) for name, value in (paths | options).items() if value is not None]
+        capfd.readouterr()
+        code = main(["pretrain", *common, *(part for pair in pairs for part in pair)])
+        return code, capfd.readouterr().err
+
+    run.root = root
+    return run
+
+
+def test_pretraining_goes_on_from_a_saved_model(pretrain):
+    """Catches weights that are started over, another vocabulary, and frames that the model alone knows of."""
+    root = pretrain.root
+    scratch = {"from_scratch": root / "config", "output_dir": root / "scratch", "learning_rate": 0.0}
+    assert pretrain(**scratch)[0] == 0
+    start = SViTTEgoForPreTraining.from_pretrained(root / "scratch" / "model").state_dict()
+    rows = [egoclip_row(i, video_uid=f"video-{'ab'[i % 2]}", clip_text=f"#C C opens box {i}") for i in range(16)]
+    write_egoclip(root / "e.csv", rows)
+    code, _ = pretrain(model=root / "scratch" / "model", learning_rate=0.0, num_frames=8)
+    assert code == 0
+    saved = SViTTEgoForPreTraining.from_pretrained(root / "run" / "model")
+    for name, value in saved.state_dict().items():
+        assert "bias_table" in name or value.equal(start[name]), name
+    processors = [AutoProcessor.from_pretrained(root / name / "model") for name in ("scratch", "run")]
+    assert processors[0].tokenizer.get_vocab() == processors[1].tokenizer.get_vocab()
+    assert saved.config.vision_config.num_frames == processors[1].video_processor.num_frames == 8
+
+
+def test_a_resumed_run_from_scratch_keeps_its_vocabulary_and_refuses_another_table(pretrain):
+    """Catches a tokenizer trained again on a changed csv, under the checkpoint's embeddings."""
+    root = pretrain.root
+    assert pretrain(from_scratch=root / "config")[0] == 0
+    before = AutoProcessor.from_pretrained(root / "run" / "checkpoint-2").tokenizer.get_vocab()
+    rows = [egoclip_row(i, video_uid=f"video-{'ab'[i % 2]}", clip_text=f"#C C opens box {i}") for i in range(16)]
+    write_egoclip(root / "e.csv", rows)
+    again = {"from_scratch": root / "config", "resume": "true", "max_steps": 3}
+    code, said = pretrain(**again)
+    assert code == 2 and "data: 16 rows" in said and said.count("svitt-ego pretrain: ") == 1
+    assert pretrain(**again, resume_changed="true")[0] == 0
+    assert AutoProcessor.from_pretrained(root / "run" / "model").tokenizer.get_vocab() == before
+
+
+def test_egomcq_is_run_once_on_the_last_weights(pretrain):
+    asked = {"egomcq": pretrain.root / "egomcq.json", "eval_strategy": "steps", "eval_steps": 1}
+    assert pretrain(from_scratch=pretrain.root / "config", **asked)[0] == 0
+    state = json.loads((pretrain.root / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    evaluated = [entry["step"] for entry in state["log_history"] if "eval_intra" in entry]
+    assert evaluated == [1, 2]
+    saved = json.loads((pretrain.root / "run" / "eval_results.json").read_text())
+    assert saved["eval_intra"] == [entry["eval_intra"] for entry in state["log_history"] if "eval_intra" in entry][-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"egoclip": "nope.csv"}, "--egoclip: there is no file 'nope.csv'"),
+        ({"videos": "nope"}, "--videos: there is no folder 'nope'"),
+        (
+            {"from_scratch": "nope"},
+            "--from_scratch: 'nope' is neither a folder with a config.json nor one of svitt-ego-",
+        ),
+        ({"model": "nope"}, "There is no folder 'nope'"),
+        ({"model": "nope", "from_scratch": "nope"}, "not both"),
+        ({"from_scratch": "svitt-ego-tiny", "temporal_stages": "0:4:0.7:3,0.5:8:1.6:5"}, "stage from 0.5 on"),
+        ({"from_scratch": "svitt-ego-tiny", "contrastive_batch_size": 3}, "contrastive_batch_size (3)"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_a_mistake_is_answered_in_one_line_before_anything_is_trained(options, said, pretrain):
+    code, printed = pretrain(**options)
+    assert code == 2 and said in printed and "Traceback" not in printed
+    assert not list(pretrain.root.glob("run/checkpoint-*"))
+
+
+def test_missing_and_unreadable_videos_are_said_once(pretrain):
+    """Catches a traceback of each worker, a guess at memory, and a list of failures in the temporary folder."""
+    from_scratch = {"from_scratch": pretrain.root / "config"}
+    video = pretrain.root / "videos" / "video-b" / "0.mp4"
+    content = video.read_bytes()
+    video.unlink()
+    code, said = pretrain(**from_scratch)
+    assert code == 2 and "1 of 2 videos, with 8 of 16 clips, are missing" in said and "doctor" in said
+    assert len([line for line in said.splitlines() if "svitt-ego pretrain" in line]) == 1
+    video.write_bytes(content[:2000])
+    code, said = pretrain(**from_scratch, dataloader_num_workers=2, max_steps=30)
+    assert code == 2 and "Traceback" not in said and "memory" not in said
+    assert "max_failure_share=0.05 allows" in said and "video-b/0.mp4" in said
+    assert (pretrain.root / "run" / "clip_failures.jsonl").read_text().count("video-b/0.mp4")
+
+
+def test_a_full_disk_is_said_in_one_line(pretrain, monkeypatch):
+    def full(self, model, trial):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.Trainer._save_checkpoint", full)
+    code, said = pretrain(from_scratch=pretrain.root / "config")
+    (line,) = [line for line in said.splitlines() if line.startswith("svitt-ego pretrain: ")]
+    assert code == 2 and "checkpoint-1 could not be written" in line and "No space left on device" in line
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(runs, tmp_path):
+    """Catches tracebacks of the workers, which a terminal's Ctrl-C reaches as well, and processes that stay."""
+    common = json.loads((runs / "common.json").read_text())
+    line = [sys.executable, str(SCRIPT), *common, "--output_dir", str(tmp_path / "run"), "--max_steps", "2000"]
+    line += ["--dataloader_num_workers", "2", "--per_device_train_batch_size", "4"]
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    hear = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    line = [sys.executable, "-c", hear, *line]  # tests in the background ignore Ctrl-C
+    with subprocess.Popen(line, env=environment, start_new_session=True, **streams) as process:
+        too_long = threading.Timer(GENEROUS, process.kill)
+        too_long.start()
+        printed = []
+        for text in process.stdout:
+            printed.append(text)
+            if "'loss'" in text and "'signalled'" not in printed:
+                os.killpg(process.pid, signal.SIGINT)
+                printed.append("'signalled'")
+        too_long.cancel()
+    log = "".join(printed)
+    assert process.returncode == 130, log
+    assert "Ctrl-C: step " in log and "--resume continues" in log and "Traceback" not in log
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_processes_that_a_launcher_starts_and_that_do_not_join_are_refused(monkeypatch, tmp_path):
+    """Catches two runs of one job in one folder, and one process where two were asked for."""
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.accelerator.is_available", lambda *_: False)
+        assert SViTTEgoTrainingArguments(str(tmp_path)).use_cpu, "torchrun on a CPU needs no --use_cpu"
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "True")
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        with pytest.raises(ValueError, match="one process, whatever --num_processes says.*torchrun"):
+            SViTTEgoTrainingArguments(str(tmp_path))

@@ -11,4 +11,8 @@ if __name__ == "__main__":
     script, arguments = sys.argv[1], json.load(open(sys.argv[2]))
     for line in arguments:
         sys.argv = [script, *line]
-        runpy.run_path(script, run_name="__main__")
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as done:
+            if done.code:
+                raise

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers.trainer_utils import get_last_checkpoint
 
+from modeling_svitt_ego import SViTTEgoForPreTraining
 from modeling_svitt_ego.training import checkpoints
 from modeling_svitt_ego.training.manifest import MANIFEST_NAME, CheckpointError
 from tests.helpers.tiny_data import egoclip_row, write_egoclip
@@ -212,3 +213,13 @@ def test_no_worker_outlives_the_training(corpus, tmp_path):
     trainer.train()
     assert len(set(started)) >= 4
     assert not [child for child in psutil.Process().children(recursive=True) if child.pid in started]
+
+
+def test_a_resume_says_nothing_of_tied_weights(corpus, tmp_path, caplog):
+    """Catches the decoder of masked language modelling, which shares the word embeddings, reported as missing."""
+    settings = SAVING | {"cls": SViTTEgoForPreTraining, "max_steps": 1}
+    make_trainer(corpus, tmp_path, **settings).train()
+    trainer = make_trainer(corpus, tmp_path, **settings | {"max_steps": 2})
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2 and "missing keys" not in caplog.text
