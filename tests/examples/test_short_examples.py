@@ -60,4 +60,4 @@ def test_evaluate_egomcq_writes_a_report(root, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("inter: ")
     report = json.loads((tmp_path / "result.json").read_text())
     assert report["benchmark"] == "egomcq" and report["checkpoint_sha256"] and not report.get("condition")
-    assert report["metrics"]["num_inter"] == report["metrics"]["num_intra"] == 1
+    assert report["counts"]["num_inter"] == report["counts"]["num_intra"] == 1
