@@ -121,7 +121,7 @@ def diagnose(
     Returns:
         `Report`: `table()` for the eye, `as_dict()` for JSON, `exit_code`.
     """
-    table = load_egoclip(csv, cache_dir=cache_dir)
+    table = load_egoclip(csv, cache_dir=cache_dir, num_verbs=None, num_nouns=None)  # `_check_tags` counts them
     store = VideoStore(video_root, layout)
     clips = _Clips(table)
     rejected = rejected_lines(table)
@@ -201,7 +201,7 @@ def _find_files(store: VideoStore, clips: _Clips) -> tuple[dict[tuple[int, int],
     files, absent, examples = {}, [], []
     for key in tqdm(np.union1d(first, last).tolist(), desc="Looking for files", unit="file"):
         video, chunk = divmod(key, span)
-        path = store.layout.path(store.video_root, clips.uids[video], chunk)
+        path = store.file(clips.uids[video], chunk)
         if path.is_file():
             files[video, chunk] = path
         else:

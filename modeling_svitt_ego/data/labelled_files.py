@@ -31,7 +31,7 @@ def load_labelled_clips(path: str | os.PathLike) -> LabelledClips:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path!r} is not UTF-8 text: {error}.") from None
     if {"clip_text", "tag_verb", "tag_noun"} <= set(first.split("\t")):
-        table = load_egoclip(path, strict=True)
+        table = load_egoclip(path, strict=True, num_verbs=None, num_nouns=None)
         verbs, nouns = list(table["tag_verb"]), list(table["tag_noun"])
         kept = [i for i, (verb, noun) in enumerate(zip(verbs, nouns)) if len(verb) == len(noun) == 1]
         if not kept:

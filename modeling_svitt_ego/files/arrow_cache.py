@@ -1,16 +1,19 @@
-"""From an annotation file to a memory-mapped `datasets.Dataset`, cached by what the file holds.
+"""From an annotation file to a memory-mapped `datasets.Dataset`, cached by the content of the file.
 
-The cache of `datasets` has three traps, and each costs a silently wrong table: two builders of one module share a
-folder unless `dataset_name` is passed; a change of the parsing code does not change the folder; and a path in the
-builder's config makes the same file elsewhere a different data set. So the folder's name here is the builder's own
-name and version, and a hash of the files' bytes and of the options that change the table.
+The cache of `datasets` has four traps, each of which gives a wrong table without an error: two builders of one module
+share a folder unless `dataset_name` is passed; a change of the parsing code does not change the folder; a path in the
+config of a builder makes the same file in another place a different data set; and an Arrow file that was cut between
+two messages opens as a shorter table. So the folder is named by the builder's own name and version and by a hash of
+the files and of the options that change the table, and every file in it is compared with its hash when it is opened.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +22,12 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 
+from .writing import file_hash, flush_folder, is_whole, write_json
+
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "rejected_lines.tsv"
+CHECKSUMS_NAME = "checksums.json"
 
 
 class RejectedLine(NamedTuple):
@@ -54,10 +60,34 @@ class AnnotationBuilder(datasets.ArrowBasedBuilder):
         key = hashlib.sha256(repr(sorted(self.options.items())).encode())
         for file in self.files:
             key.update(content_hash(file))
-        super().__init__(cache_dir=cache_dir, dataset_name=self.NAME, hash=f"{split}-{key.hexdigest()[:24]}")
+        place = {"cache_dir": cache_dir, "dataset_name": self.NAME, "hash": f"{split}-{key.hexdigest()[:24]}"}
+        try:
+            super().__init__(**place)
+        except (ValueError, KeyError, TypeError) as error:  # dataset_info.json is damaged
+            logger.warning("The cache %s is damaged (%s); it is built again.", self._cache_dir, error)
+            shutil.rmtree(self._cache_dir)
+            super().__init__(**place)
+
+    def _download_and_prepare(self, dl_manager, **kwargs):
+        super()._download_and_prepare(dl_manager, **kwargs)
+        folder = Path(self._output_dir)  # a temporary one, renamed when this returns
+        files = {path.name: [path.stat().st_size, file_hash(path)] for path in sorted(folder.iterdir())}
+        write_json(folder / CHECKSUMS_NAME, files)
+        flush_folder(folder)
+
+    def damaged_file(self) -> str | None:
+        """A file of the cache that is missing or differs from its hash; None if all are whole."""
+        folder = Path(self.cache_dir)
+        try:
+            files = json.loads((folder / CHECKSUMS_NAME).read_text(encoding="utf-8"))
+            damaged = (name for name, (size, sha256) in files.items() if not is_whole(folder / name, size, sha256))
+            name = next(damaged, None)
+        except (OSError, ValueError, TypeError, AttributeError):
+            name = CHECKSUMS_NAME
+        return None if name is None else str(folder / name)
 
     def tables(self, rejected: list[RejectedLine]) -> Iterator[pa.Table]:
-        """Yield the rows in order; append to `rejected` what is left out."""
+        """Yield the rows in order; append the lines that are left out to `rejected`."""
         raise NotImplementedError
 
     def _split_generators(self, dl_manager):
@@ -78,17 +108,14 @@ class AnnotationBuilder(datasets.ArrowBasedBuilder):
 
 
 def build(builder: AnnotationBuilder, streaming: bool, strict: bool):
-    """Prepare (or find in the cache) and return the one split of `builder`."""
+    """Prepare the one split of `builder`, or take it from the cache if it is whole there."""
     if streaming:
         builder.streaming, builder.strict = True, strict
         return builder.as_streaming_dataset(split=builder.split)
-    try:
-        builder.download_and_prepare()
-    except DatasetGenerationError as error:
-        # The library wraps every error; ours already says what is wrong and where.
-        if isinstance(error.__cause__, (ValueError, OSError)):
-            raise error.__cause__ from None
-        raise
+    _prepare(builder)
+    if damaged := builder.damaged_file():
+        logger.warning("The cache file %s is damaged; the table is built again.", damaged)
+        _prepare(builder, download_mode="force_redownload", verification_mode="no_checks")
     dataset = builder.as_dataset(split=builder.split)
     rejected = rejected_lines(dataset)
     if rejected and strict:
@@ -96,6 +123,16 @@ def build(builder: AnnotationBuilder, streaming: bool, strict: bool):
     if rejected:
         warn_of_rejected(rejected, str(report_path(dataset)))
     return dataset
+
+
+def _prepare(builder: AnnotationBuilder, **options) -> None:
+    try:
+        builder.download_and_prepare(**options)
+    except DatasetGenerationError as error:
+        # The library wraps every error; ours already says what is wrong and where.
+        if isinstance(error.__cause__, (ValueError, OSError)):
+            raise error.__cause__ from None
+        raise
 
 
 def _first_of(rejected: list[RejectedLine]) -> str:
@@ -115,7 +152,7 @@ def rejected_lines(dataset: datasets.Dataset) -> list[RejectedLine]:
 
 
 def report_path(dataset: datasets.Dataset) -> Path | None:
-    """Where the list of left-out lines of a prepared dataset is, or would be."""
+    """The path of the list of left-out lines of a prepared data set, whether or not it exists."""
     return Path(dataset.cache_files[0]["filename"]).parent / REPORT_NAME if dataset.cache_files else None
 
 
@@ -145,12 +182,8 @@ def printable(text: str, length: int = 500) -> str:
 
 
 def content_hash(path: str | os.PathLike) -> bytes:
-    """SHA-256 of a file's bytes; 670 MB take about a second."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.digest()
+    """SHA-256 of a file's bytes."""
+    return bytes.fromhex(file_hash(path))
 
 
 def check_readable(path: str | os.PathLike, what: str) -> str:

@@ -1,12 +1,16 @@
 """EgoClip's file: nothing lost silently, nothing evaluated, every malformed line listed with its number."""
 
+import csv
+import io
 import math
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import datasets
+import pandas
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -173,6 +177,80 @@ def test_cache_goes_by_content(tmp_path):
     assert str(renamed.split) == "test" and renamed["clip_idx"][:] == [5]
 
 
+@pytest.mark.parametrize("quoting", ["minimal", "nonnumeric", "all"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_file_saved_by_pandas_is_the_same_table(tmp_path, quoting, end):
+    """Catches quotation marks that stay in the texts, and narrations with a tab that are refused."""
+    texts = [
+        '#C C says "hi"',
+        "#C C lifts\ta board",
+        '#C C holds a 5" nail',
+        '"',
+        '#C C "a"\t"b"',
+        "#C C walks",
+        "öffnet",
+    ]
+    rows = [egoclip_row(i, clip_text=text) for i, text in enumerate(texts)]
+    frame = pandas.DataFrame(rows).assign(tag_verb=[str(row["tag_verb"]) for row in rows])
+    frame["tag_noun"] = [str(row["tag_noun"]) for row in rows]
+    quoting = getattr(csv, f"QUOTE_{quoting.upper()}")
+    frame.to_csv(tmp_path / "e.csv", sep="\t", index=False, quoting=quoting, lineterminator=end)
+    table = load_egoclip(tmp_path / "e.csv", cache_dir=str(tmp_path))
+    assert table.to_list() == rows and not rejected_lines(table)
+
+
+def test_quotation_marks_of_an_unquoted_file_stay(tmp_path):
+    """Catches an unquoting that changes the published file, whose texts may begin with a quotation mark."""
+    texts = ['"stop" says #O', '"stop"', '"', 'a "b" c', '"a ""b"" c', '""', '#C C ""', '"x" "y"']
+    rows = [egoclip_row(i, clip_text=text) for i, text in enumerate(texts)]
+    assert load_egoclip(write_egoclip(tmp_path / "e.csv", rows), cache_dir=str(tmp_path)).to_list() == rows
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n\n", "", "\n" * 300])
+def test_blank_lines_at_the_end_are_no_rows(tmp_path, end):
+    path = write_egoclip(tmp_path / "e.csv", [egoclip_row(i) for i in range(3)], end=end)
+    table = load_egoclip(path, cache_dir=str(tmp_path), strict=True)
+    assert len(table) == 3
+
+
+def test_a_tag_beyond_the_taxonomy_is_found_at_loading(tmp_path):
+    """Catches a tag that would end a training run at the first batch that holds it."""
+    rows = [egoclip_row(0), "a malformed line", egoclip_row(1, tag_verb=[3, 117], tag_noun=[581]), egoclip_row(2)]
+    path = write_egoclip(tmp_path / "e.csv", rows)
+    assert len(load_egoclip(path, cache_dir=str(tmp_path))) == 3
+    with pytest.raises(ValueError, match=r"e.csv', line 4: the tag 117 is not below num_verbs \(100\)"):
+        load_egoclip(path, cache_dir=str(tmp_path), num_verbs=100)
+    path = write_egoclip(tmp_path / "f.csv", [*rows, egoclip_row(3, tag_noun=[1, 582])])
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=r"f.csv', line 6: the tag 582 is not below num_nouns \(582\)"):
+            list(load_egoclip(path, cache_dir=str(tmp_path), streaming=streaming))
+    assert len(load_egoclip(path, cache_dir=str(tmp_path), num_nouns=None)) == 4
+
+
+@pytest.mark.parametrize("name", ["egoclip-train.arrow", "rejected_lines.tsv", "dataset_info.json", "checksums.json"])
+def test_a_damaged_cache_is_built_again(tmp_path, name, caplog):
+    """Catches an Arrow file that was cut between two messages and opens as a shorter table."""
+    rows = [egoclip_row(i) for i in range(25_000)]
+    path = write_egoclip(tmp_path / "e.csv", [*rows, "a malformed line"])
+    cache = Path(load_egoclip(path, cache_dir=str(tmp_path / "c")).cache_files[0]["filename"]).parent
+    content = (cache / name).read_bytes()
+    if name.endswith(".arrow"):
+        starts = [m.start() for m in re.finditer(re.escape(b"\xff\xff\xff\xff"), content)]
+        damages = [content[: starts[2]], content[:1000], content[:-1000] + bytes(1000)]
+        assert 0 < len(datasets.Dataset.from_buffer(pa.py_buffer(damages[0]))) < len(rows)
+    else:
+        damages = [content[:20], b""]
+    for damage in damages:
+        (cache / name).write_bytes(damage)
+        caplog.clear()
+        table = load_egoclip(path, cache_dir=str(tmp_path / "c"))
+        assert len(table) == 25_000 and table[24_999] == rows[24_999] and len(rejected_lines(table)) == 1
+        assert str(cache) in caplog.text and re.search(r" (is|are) damaged", caplog.text)
+        caplog.clear()
+        load_egoclip(path, cache_dir=str(tmp_path / "c"))
+        assert not re.search(r" (is|are) damaged", caplog.text)
+
+
 def test_two_runs_are_byte_identical(tmp_path):
     path = write_egoclip(tmp_path / "e.csv", [egoclip_row(i) for i in range(500)])
     one, two = (load_egoclip(path, cache_dir=str(tmp_path / name)).cache_files[0]["filename"] for name in "ab")
@@ -225,6 +303,17 @@ def test_loader_needs_no_torch():
 # ---- fuzzing: the loader against an oracle of a few lines -----------------------------------------------------------
 
 
+def cells_of(line):
+    """Split at tabs, unless a csv writer would write the line with just these quotation marks."""
+    try:
+        (cells,) = csv.reader([line], delimiter="\t", strict=True)
+    except (csv.Error, ValueError):
+        return line.split("\t")
+    written = io.StringIO()
+    csv.writer(written, delimiter="\t", lineterminator="").writerow(cells)
+    return cells if written.getvalue() == line else line.split("\t")
+
+
 def oracle(path):
     """The rows an attentive reader would accept, one line at a time, with Python's own parsers."""
     header, *lines = Path(path).read_bytes().split(b"\n")
@@ -233,7 +322,8 @@ def oracle(path):
     good, bad = [], []
     for number, line in enumerate(lines, start=2):
         try:
-            row = dict(zip(header.decode().split("\t"), line.decode().removesuffix("\r").split("\t"), strict=True))
+            cells = cells_of(line.decode().removesuffix("\r"))
+            row = dict(zip(header.decode().split("\t"), cells, strict=True))
             assert "\r" not in "".join(row.values())
             for name, value in row.items():
                 if name.startswith("tag_"):
@@ -254,7 +344,7 @@ def oracle(path):
                     assert value.isascii() and "_" not in value
                     assert math.isfinite(row[name])
             assert row["clip_text"].strip() and row["video_uid"] not in ("", ".", "..")
-            assert not any(c in "/\\:" or ord(c) < 32 for c in row["video_uid"])
+            assert not any(c in "/\\:" or unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in row["video_uid"])
             good.append(row)
         except (ValueError, AssertionError, SyntaxError):
             bad.append(number)
