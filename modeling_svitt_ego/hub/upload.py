@@ -14,6 +14,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers.dynamic_module_utils import get_relative_imports
 
+from ..files.plain_names import check_plain_name, file_inside
 from .card import (
     PLACEHOLDER_NAME,
     TRAINING_ARGUMENTS_NAME,
@@ -61,13 +62,17 @@ class FolderParts:
 
 
 def find_parts(folder: str | os.PathLike) -> FolderParts:
-    """The parts of a saved model; a `ValueError` lists all that is missing."""
+    """The parts of a saved model.
+
+    Raises:
+        ValueError: Parts are missing, which are all listed, or one of them is outside of the folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder.")
+        raise ValueError(f"{str(folder)!r} is not a folder.")
     missing: list[str] = []
     files = _weights(folder, missing) | _processor(folder, missing)
-    if (folder / "config.json").is_file():
+    if _has(folder, "config.json"):
         files.add("config.json")
     else:
         missing.append("config.json")
@@ -77,14 +82,21 @@ def find_parts(folder: str | os.PathLike) -> FolderParts:
             f"{folder} cannot be pushed, it lacks: {'; '.join(missing)}. save_pretrained of the model and of the "
             "processor write all of it."
         )
-    files |= {name for name in OPTIONAL_FILES if (folder / name).is_file()}
+    files |= {name for name in OPTIONAL_FILES if _has(folder, name)}
     there = {path.name + "/" * path.is_dir() for path in folder.iterdir()}
-    return FolderParts(sorted(files), "README.md" in there, sorted(there - files - {"README.md"}))
+    return FolderParts(sorted(files), _has(folder, "README.md"), sorted(there - files - {"README.md"}))
+
+
+def _has(folder: Path, name: str) -> bool:
+    """Whether the folder has this file. A name or a link that leads out of the folder is an error: the configuration
+    may be a stranger's, and must not make other files of this machine public."""
+    check_plain_name(name, "the part", repr(str(folder)))
+    return (folder / name).is_file() and file_inside(folder, name, "the part").is_file()
 
 
 def _weights(folder: Path, missing: list[str]) -> set[str]:
     paths = weight_files(folder)
-    absent = [path.name for path in paths if not path.is_file()]
+    absent = [path.name for path in paths if not _has(folder, path.name)]
     if not absent:
         count_parameters(folder)  # reads every header: a truncated file is an error here, not for those who load it
         index = {"model.safetensors.index.json"} if len(paths) > 1 or paths[0].name != "model.safetensors" else set()
@@ -96,10 +108,10 @@ def _weights(folder: Path, missing: list[str]) -> set[str]:
 
 
 def _processor(folder: Path, missing: list[str]) -> set[str]:
-    found = {name for name in PROCESSOR_FILES if (folder / name).is_file()}
+    found = {name for name in PROCESSOR_FILES if _has(folder, name)}
     if "processor_config.json" not in found:
         missing.append("processor: processor_config.json")
-    tokenizer = {name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    tokenizer = {name for name in TOKENIZER_FILES if _has(folder, name)}
     if not tokenizer:
         missing.append("tokenizer: tokenizer.json")
     return found | tokenizer
@@ -117,10 +129,13 @@ def _code(folder: Path, configs: set[str], missing: list[str]) -> set[str]:
     found: set[str] = set()
     queue = sorted(modules)
     while queue:
-        file = f"{queue.pop()}.py"
+        module = queue.pop()
+        if not module.isidentifier():  # transformers joins it to the folder: "/tmp/x/secret", "/../../x"
+            raise ValueError(f"{str(folder)!r}: the code {ascii(module)} is not the name of a module in the folder.")
+        file = f"{module}.py"
         if file in found:
             continue
-        if not (folder / file).is_file():
+        if not _has(folder, file):
             missing.append(f"code: {file}")
             continue
         found.add(file)

@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from ..files.plain_names import check_plain_name
+
 
 def package_commit() -> str | None:
     """The commit that this package is checked out at, `+changes` with uncommitted ones; `None` if it is not."""
@@ -36,7 +38,9 @@ def weight_files(folder: str | os.PathLike) -> list[Path]:
         raise ValueError(f"{index} is no JSON file: {error}") from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map.")
-    return [folder / name for name in sorted(set(weight_map.values()))]
+    return [
+        folder / check_plain_name(name, f"{index}: the file") for name in sorted(set(weight_map.values()), key=str)
+    ]
 
 
 def weights_sha256(folder: str | os.PathLike) -> str:

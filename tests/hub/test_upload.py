@@ -308,11 +308,71 @@ def test_a_folder_that_lacks_parts_is_refused_with_a_list_before_anything_is_sen
     assert not hub.requests
 
 
+@pytest.mark.parametrize("reference", ["/tmp/x/secret.Y", "../secret.Y", "a/../../secret.Y", "..secret.Y"])
+def test_a_configuration_cannot_name_code_outside_the_folder(folder, hub, tmp_path, reference):
+    """Catches a stranger's config.json that makes a file of this machine public."""
+    copy = tmp_path / "a" / "copy"
+    shutil.copytree(folder, copy)
+    (tmp_path / "secret.py").write_text("token = 1")
+    content = json.loads((copy / "config.json").read_text())
+    content["auto_map"]["AutoModel"] = reference
+    (copy / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="is not the name of a module in the folder"):
+        push_folder(copy, NAME)
+    assert not hub.repos
+
+
+@pytest.mark.parametrize(
+    "line", ["from ./../../secret import y", "from .sub.secret import y", "import ./../../secret"]
+)
+def test_code_cannot_import_from_outside_the_folder(folder, hub, tmp_path, line):
+    copy = tmp_path / "a" / "copy"
+    shutil.copytree(folder, copy)
+    (tmp_path / "secret.py").write_text("token = 1")
+    with open(copy / "modeling_svitt_ego.py", "a") as file:
+        file.write(f"\nif False:\n    {line}\n")
+    with pytest.raises(ValueError, match="is not the name of a module in the folder"):
+        push_folder(copy, NAME)
+    assert not hub.repos
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "config.json", "vision.py", "model.safetensors", "tokenizer_config.json", "processor_config.json"],
+)
+def test_links_out_of_the_folder_are_not_followed(folder, hub, tmp_path, name):
+    """Catches a link to a file of this machine; one into the blobs of the Hub's cache is a part like others."""
+    copy = tmp_path / "models--a--b" / "snapshots" / "0123"
+    shutil.copytree(folder, copy)
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    shutil.move(copy / name, blobs / "abcd")
+    (copy / name).symlink_to("../../blobs/abcd")
+    assert find_parts(copy).files == find_parts(folder).files
+    shutil.move(blobs / "abcd", tmp_path / "secret")
+    (copy / name).unlink()
+    (copy / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=f"{name}' is a link to .*secret', outside its folder"):
+        push_folder(copy, NAME)
+    assert not hub.repos
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/tmp/secret.safetensors", 7])
+def test_an_index_of_weights_cannot_name_files_outside_the_folder(folder, hub, tmp_path, name):
+    copy = tmp_path / "a" / "copy"
+    shutil.copytree(folder, copy)
+    shutil.move(copy / "model.safetensors", tmp_path / "a" / "secret.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(ValueError, match="is not a plain file name"):
+        push_folder(copy, NAME)
+    assert not hub.repos
+
+
 def test_truncated_weights_a_wrong_name_and_a_bad_card_are_refused(folder, hub, tmp_path):
     """Catches what the Hub would take and its users could not use."""
     with pytest.raises(ValueError, match="USER/MODEL, got 'svitt'"):
         push_folder(folder, "svitt")
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match="nowhere' is not a folder"):
         push_folder(tmp_path / "nowhere", NAME)
     broken = shutil.copytree(folder, tmp_path / "broken")
     weights = broken / "model.safetensors"
