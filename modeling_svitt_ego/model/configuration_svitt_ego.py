@@ -353,6 +353,10 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
         mlm_probability (`float`): share of the text tokens selected for masked language modelling.
         tie_word_embeddings (`bool`): the masked language modelling decoder shares the word embeddings' weight.
         initializer_range (`float`): standard deviation of the projections' and heads' initial weights.
+        classifier_heads (`dict[str, int]`, *optional*): of the video classifier: names and numbers of classes of
+            several heads, such as `{"verb": 97, "noun": 300}`. `num_labels` is then their sum.
+        classifier_pooling (`str`): what the video classifier sees: `"mean"`, the video tower's pooled vector, or
+            `"attention"`, a learnt query over its tokens (the attentive probe).
     """
 
     model_type = "svitt_ego"
@@ -384,9 +388,13 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
     mlm_probability: float = 0.5
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
+    classifier_heads: dict[str, int] | None = None
+    classifier_pooling: str = "mean"
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
+        if self.classifier_heads and self.id2label is None:
+            kwargs.setdefault("num_labels", sum(self.classifier_heads.values()))
         for name, config_class in self.sub_configs.items():
             value = getattr(self, name)
             if value is None:
@@ -419,6 +427,14 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
             raise ValueError(f"ego_nce_form ('{self.ego_nce_form}') must be 'log_sum' or 'sup_con'.")
         if not 0.0 < self.mlm_probability < 1.0:
             raise ValueError(f"mlm_probability ({self.mlm_probability}) must lie in (0, 1).")
+        if self.classifier_pooling not in ("mean", "attention"):
+            raise ValueError(f"classifier_pooling ('{self.classifier_pooling}') must be 'mean' or 'attention'.")
+        heads = self.classifier_heads
+        if heads is not None and (not heads or min(heads.values()) < 1 or sum(heads.values()) != self.num_labels):
+            raise ValueError(
+                f"classifier_heads ({heads}) must name at least one head, each with a class or more, and num_labels "
+                f"({self.num_labels}) must be the sum of their classes."
+            )
         for name in ("contrastive_weight", "vtm_weight", "mlm_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must not be negative.")

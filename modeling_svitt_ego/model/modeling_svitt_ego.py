@@ -21,6 +21,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .classification_heads import AttentionPooler, heads_loss, split_by_head
 from .configuration_svitt_ego import SViTTEgoConfig
 from .fusion import SViTTEgoFusionModel
 from .objective_base import Batch, Columns, Objective
@@ -394,8 +395,27 @@ class SViTTEgoForMultipleChoice(SViTTEgoModel):
         return MultipleChoiceModelOutput(loss=loss, logits=logits)
 
 
+@dataclass
+class SViTTEgoClassifierOutput(ImageClassifierOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, with `labels`).
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): with several heads, one after another.
+        logits_per_head (`dict[str, torch.FloatTensor]`, with `config.classifier_heads`): the same by head,
+            `(batch_size, classes of the head)`.
+        hidden_states, attentions: of the video tower.
+    """
+
+    logits_per_head: dict[str, torch.FloatTensor] | None = None
+
+
 class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
-    """The video tower with a linear classifier on its pooled vector."""
+    """
+    The video tower with a linear classifier on its pooled vector.
+
+    `config.classifier_heads` makes it several classifiers at once, for example verb, noun and action; the label of a
+    clip is then one class per head. `config.classifier_pooling="attention"` pools the tokens by a learnt query.
+    """
 
     input_modalities = ("video",)
 
@@ -403,7 +423,12 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = SViTTEgoVisionModel._from_config(config.vision_config)
-        self.vision_model.layernorm.requires_grad_(False)  # not part of any output, see SViTTEgoForMultipleChoice
+        # One of the two norms is not part of any output, see SViTTEgoForMultipleChoice.
+        if config.classifier_pooling == "attention":
+            self.pooler = AttentionPooler(config.vision_config)
+            self.vision_model.pooler_layernorm.requires_grad_(False)
+        else:
+            self.vision_model.layernorm.requires_grad_(False)
         self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -419,22 +444,46 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
         pixel_values_videos: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
+    ) -> SViTTEgoClassifierOutput:
         r"""
         Args:
             pixel_values_videos (`torch.FloatTensor` of shape `(batch_size, num_frames, channels, height, width)`).
-            labels (`torch.Tensor`, *optional*): class ids `(batch_size,)`; see `config.problem_type` for the others.
+            labels (`torch.Tensor`, *optional*): class ids `(batch_size,)`; with several heads `(batch_size,
+                num_heads)`, -100 where a clip has no class; multi-hot `(batch_size, num_labels)`, float, where a clip
+                may have several classes (`config.problem_type`).
         """
         for key in ("input_ids", "attention_mask", "inputs_embeds"):
             kwargs.pop(key, None)  # PEFT passes them as None
         outputs = self.vision_model(pixel_values_videos, return_dict=True, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels, logits, self.config)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        logits, loss = self.classify(outputs.pooler_output, outputs.last_hidden_state, labels)
+        heads = self.config.classifier_heads
+        return SViTTEgoClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            logits_per_head=split_by_head(logits, heads) if heads else None,
         )
+
+    def classify(
+        self, pooled: torch.Tensor, tokens: torch.Tensor | None = None, labels: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Logits and loss from the video tower's outputs: what a probe on frozen features trains.
+
+        Args:
+            pooled (`torch.Tensor` of shape `(batch_size, hidden_size)`): the tower's `pooler_output`.
+            tokens (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`, *optional*): its
+                `last_hidden_state`, which `classifier_pooling="attention"` needs.
+        """
+        if self.config.classifier_pooling == "attention":
+            pooled = self.pooler(tokens)
+        logits = self.classifier(pooled)
+        if labels is None:
+            return logits, None
+        if self.config.classifier_heads and not labels.is_floating_point():
+            return logits, heads_loss(logits, labels, self.config.classifier_heads)
+        return logits, self.loss_function(labels, logits, self.config)
 
 
 SViTTEgoVisionModel.register_for_auto_class("AutoModel")

@@ -12,7 +12,7 @@ the rows is the loss of all rows, as gradient caching needs it.
 import torch
 
 from ..model.losses import itself
-from .objectives import at_least_float32
+from ..model.objective_base import at_least_float32
 
 SAME_RELEVANCE = 0.005  # closer than this two relevances are equal: they are sums of fractions of small sets
 

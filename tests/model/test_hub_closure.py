@@ -15,6 +15,7 @@ ENTRIES = ["modeling_svitt_ego.py", "processing_svitt_ego.py", "video_processing
 SHIPPED = [
     "block_attention.py",
     "blocks.py",
+    "classification_heads.py",
     "clip_reading.py",
     "clip_times.py",
     "configuration_svitt_ego.py",
