@@ -137,7 +137,8 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotations",
         required=True,
-        help="egoclip.csv, EPIC_100_validation.csv, or a csv of video_uid,clip_start,clip_end,label",
+        help="egoclip.csv, EPIC_100_validation.csv, EGTEA's test_split1.txt, CharadesEgo_v1_test_only1st.csv, or a "
+        "csv of video_uid,clip_start,clip_end,label",
     )
     parser.add_argument("--verbs", help="verb taxonomy or class list (csv)")
     parser.add_argument("--nouns", help="noun taxonomy or class list (csv)")
@@ -146,14 +147,16 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scoring", choices=("zero-shot", "head"), help="by default what the checkpoint was saved for"
     )
-    parser.add_argument("--task", choices=("verb", "noun", "label"), help="with a head: which classes it tells apart")
+    parser.add_argument(
+        "--task", choices=("verb", "noun", "action", "label"), help="with a head: which classes it tells apart"
+    )
 
 
 def _open_classification(arguments: argparse.Namespace) -> Opened:
     from ..data.labelled_files import load_labelled_clips
     from ..data.taxonomy import read_taxonomy
     from ..evaluation.video_classification import HeadEvaluator, ZeroShotEvaluator, make_tasks
-    from ..weights.loading import architectures, local_folder
+    from ..weights.loading import architectures, classifier_heads, local_folder
 
     clips = load_labelled_clips(arguments.annotations)
     scoring = arguments.scoring
@@ -162,8 +165,8 @@ def _open_classification(arguments: argparse.Namespace) -> Opened:
         scoring = "head" if "SViTTEgoForVideoClassification" in saved else "zero-shot"
     if scoring == "head":
         task = arguments.task or ("label" if "label" in clips.classes else None)
-        if task is None:
-            raise ValueError("Say with --task what the head tells apart: verb or noun.")
+        if task is None and not classifier_heads(local_folder(arguments.folder)):
+            raise ValueError("Say with --task what the head tells apart: verb, noun or action.")
         return _open_clips(
             arguments, scoring, lambda *rest, **fields: HeadEvaluator(clips, task, arguments.videos, *rest, **fields)
         )

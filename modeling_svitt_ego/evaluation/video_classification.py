@@ -1,4 +1,4 @@
-"""Video classification: zero-shot by prompts of the classes, or by a trained classification head.
+"""Video classification: zero-shot by prompts of the classes, or by a trained classifier with one head or several.
 
 Zero-shot, a class's text embedding is the mean of its prompts' (every template with every word of the class),
 normalised; the score of a clip is its cosine with that.
@@ -16,9 +16,10 @@ from ..data.labelled_clips import LabelledClips
 from ..data.taxonomy import Taxonomy
 from ..model.processing_svitt_ego import SViTTEgoProcessor
 from .bootstrap import INTERVAL_RULE
-from .classification_metrics import classification_accuracy, classification_intervals
+from .classification_metrics import accuracy_of_hits, hits, intervals_of_hits, pair_hits
 from .encoding import EncodedClips, Encoder, EncoderSettings
 from .evaluator import ClipEvaluator
+from .multilabel_metrics import mean_average_precision, mean_average_precision_intervals
 from .prompts import PLACEHOLDERS, TEMPLATES, check_template, class_words, make_prompts, plain_words
 from .report import EvaluationReport
 
@@ -29,7 +30,8 @@ class Task:
     Args:
         name (`str`): `verb`, `noun`, `action` (verb and noun together) or `label`.
         prompts (`list[list[str]]`): for each class its sentences.
-        labels (`np.ndarray` of shape `(num_clips,)`): the right class of each clip.
+        labels (`np.ndarray` of shape `(num_clips,)`): the right class of each clip; or a mask `(num_clips,
+            num_classes)` where a clip may have several.
     """
 
     name: str
@@ -45,7 +47,7 @@ def make_tasks(
 ) -> list[Task]:
     """
     What can be asked of these clips: `label`, or `verb`, `noun` and `action` as far as the taxonomies go. The classes
-    of `action` are the pairs that occur.
+    of `action` are the pairs that occur. Without a taxonomy, the heads whose classes the benchmark's files name.
     """
     templates = {**TEMPLATES, **(templates or {})}
     for name, group in templates.items():
@@ -54,6 +56,12 @@ def make_tasks(
     if "label" in clips.classes:
         prompts = [make_prompts(templates["label"], label=plain_words(name)) for name in clips.label_names]
         return [Task("label", prompts, clips.classes["label"])]
+    if clips.names and verbs is None and nouns is None:
+        return [
+            Task(head, [make_prompts(templates["label"], label=plain_words(name)) for name in names], labels)
+            for head, labels in clips.classes.items()
+            if (names := clips.class_names(head))
+        ]
     words = {}
     for name, taxonomy in (("verb", verbs), ("noun", nouns)):
         if taxonomy is None:
@@ -108,37 +116,66 @@ class ClassificationEvaluator(ClipEvaluator):
         **fields,
     ):
         self.clips = clips
+        self.benchmark = clips.benchmark
         super().__init__(clips.table, video_root, processor, num_frames, settings, accelerator, **fields)
 
+    def primary_metrics(self, task: str) -> list[str]:
+        """What papers report of a task, the benchmark's own metric first."""
+        names = [self.clips.metric] if self.clips.metric in ("top1", "map") else [self.clips.metric, "top1"]
+        return [metric_name(task, name) for name in names]
+
     def _classification_report(
-        self, scores: dict[str, np.ndarray], labels: dict[str, np.ndarray], clips: EncodedClips, **fields
+        self,
+        scores: dict[str, np.ndarray],
+        labels: dict[str, np.ndarray],
+        clips: EncodedClips,
+        action_from_pair: bool = False,
+        **fields,
     ) -> EvaluationReport:
         """
         Args:
             scores, labels: of each task `(num_clips, num_classes)` and `(num_clips,)`. Metrics are named
                 `<task>_top1`, …, and those of the task `label` have no prefix.
+            action_from_pair (`bool`): also the action, by the product of the probabilities of verb and noun.
         """
-        videos = list(self.dataset.table["video_uid"])
+        scores = {task: np.where(clips.failed[:, None], -np.inf, table) for task, table in scores.items()}
         numbers: dict[str, int | float] = {}
         intervals: dict[str, list[float] | None] = {}
         for task, table in scores.items():
-            prefix = metric_name(task, "")
-            table = np.where(clips.failed[:, None], -np.inf, table)
-            numbers |= {prefix + name: value for name, value in classification_accuracy(table, labels[task]).items()}
-            found = classification_intervals(table, labels[task], videos)
-            intervals |= {prefix + name: value for name, value in found.items()}
+            self._add_task(task, *self._measure(table, labels[task]), numbers, intervals)
+        if action_from_pair:
+            verbs, nouns = labels["verb"], labels["noun"]
+            sizes = scores["verb"].shape[1], scores["noun"].shape[1]
+            found = pair_hits(scores["verb"], scores["noun"], verbs, nouns)
+            measured = self._measure_hits(*found, verbs * sizes[1] + nouns, sizes[0] * sizes[1])
+            self._add_task("action", *measured, numbers, intervals)
         numbers["num_left_out"] = self.clips.num_left_out
         return self.make_report(
             numbers,
             intervals,
             clips.failures,
             len(clips.failures),
-            primary_metrics=[self.primary_metric],
             interval_rule=INTERVAL_RULE.format(clusters="videos"),
             num_items=len(self.dataset),
             tie_rule="the right class counts as ranked below every other of the same score",
-            **fields,
+            **({"primary_metrics": [self.primary_metric]} | fields),
         )
+
+    def _measure(self, scores: np.ndarray, labels: np.ndarray) -> tuple[dict, dict]:
+        """Numbers and intervals of one task."""
+        if labels.ndim == 1:
+            return self._measure_hits(*hits(scores, labels), labels, scores.shape[1])
+        videos = list(self.dataset.table["video_uid"])
+        return mean_average_precision(scores, labels), mean_average_precision_intervals(scores, labels, videos)
+
+    def _measure_hits(self, top1, top5, labels: np.ndarray, num_classes: int) -> tuple[dict, dict]:
+        videos = list(self.dataset.table["video_uid"])
+        return accuracy_of_hits(top1, top5, labels, num_classes), intervals_of_hits(top1, top5, labels, videos)
+
+    @staticmethod
+    def _add_task(task: str, found: dict, found_intervals: dict, numbers: dict, intervals: dict) -> None:
+        numbers |= {metric_name(task, name): value for name, value in found.items()}
+        intervals |= {metric_name(task, name): value for name, value in found_intervals.items()}
 
 
 class ZeroShotEvaluator(ClassificationEvaluator):
@@ -147,7 +184,7 @@ class ZeroShotEvaluator(ClassificationEvaluator):
 
     Args:
         clips ([`LabelledClips`]): what is classified.
-        tasks (sequence of [`Task`]): from [`make_tasks`]; the last one's top-1 is the primary metric.
+        tasks (sequence of [`Task`]): from [`make_tasks`]; the last one's is the primary metric.
         video_root, processor, num_frames, settings, accelerator, fields: as in [`ClipEvaluator`].
     """
 
@@ -157,7 +194,7 @@ class ZeroShotEvaluator(ClassificationEvaluator):
 
     @property
     def primary_metric(self) -> str:
-        return metric_name(self.tasks[-1].name, "top1")
+        return self.primary_metrics(self.tasks[-1].name)[0]
 
     def __call__(self, model: nn.Module) -> EvaluationReport:
         clips = self.encoder.clips(model, self.dataset, desc="clips")
@@ -165,6 +202,7 @@ class ZeroShotEvaluator(ClassificationEvaluator):
             {task.name: clips.embeds @ class_embeddings(self.encoder, model, task.prompts).T for task in self.tasks},
             {task.name: task.labels for task in self.tasks},
             clips,
+            primary_metrics=self.primary_metrics(self.tasks[-1].name),
             scoring_mode="zero-shot",
             scoring_rule="cosine of the clip with the mean embedding of the class's prompts",
             details={"prompts": {task.name: task.prompts[0] + ["…"] for task in self.tasks}},
@@ -173,44 +211,61 @@ class ZeroShotEvaluator(ClassificationEvaluator):
 
 class HeadEvaluator(ClassificationEvaluator):
     """
-    Classifies clips by a trained head: `evaluator(model)` returns an [`EvaluationReport`].
+    Classifies clips by a trained classifier: `evaluator(model)` returns an [`EvaluationReport`].
+
+    A classifier with several heads (`config.classifier_heads`) is scored on each head that the clips have classes of,
+    and on the action: by a joint head if there is one, otherwise by the pair of verb and noun.
 
     Args:
         clips ([`LabelledClips`]): what is classified.
-        task (`str`): whose class numbers the head has: `verb`, `noun` or `label` (matched by name).
+        task (`str`): whose class numbers a classifier with one head has: `verb`, `noun`, `action` or `label` (matched
+            by name).
         video_root, processor, num_frames, settings, accelerator, fields: as in [`ClipEvaluator`].
     """
 
-    def __init__(self, clips: LabelledClips, task: str, *clip_arguments, **fields):
-        if task not in clips.classes:
+    def __init__(self, clips: LabelledClips, task: str | None, *clip_arguments, **fields):
+        if task is not None and task not in clips.classes:
             raise ValueError(f"The clips have no classes of {task!r}; they have {sorted(clips.classes)}.")
-        self.task = task
+        self.task = task or [*clips.classes][-1]
         super().__init__(clips, *clip_arguments, **fields)
 
     @property
     def primary_metric(self) -> str:
-        return metric_name(self.task, "top1")
+        pair = {"verb", "noun"} <= self.clips.classes.keys()
+        return self.primary_metrics("action" if pair else self.task)[0]
 
     def __call__(self, model: nn.Module) -> EvaluationReport:
-        labels = self._labels_of(model)
+        heads = model.config.head_sizes or {self.task: model.config.num_labels}
+        labels = {
+            head: self._labels_of(model, head, size) for head, size in heads.items() if head in self.clips.classes
+        }
+        if not labels:
+            raise ValueError(
+                f"The classifier's heads are {sorted(heads)}, the clips' are {sorted(self.clips.classes)}."
+            )
         clips = self.encoder.clips(model, self.dataset, head=True, desc="clips")
+        ends = np.cumsum(list(heads.values()))
+        scores = {head: clips.embeds[:, end - size : end] for (head, size), end in zip(heads.items(), ends)}
+        from_pair = {"verb", "noun"} <= labels.keys() and "action" not in labels
+        last = "action" if from_pair else [head for head in self.clips.classes if head in labels][-1]
         return self._classification_report(
-            {self.task: clips.embeds},
-            {self.task: labels},
+            {head: scores[head] for head in labels},
+            labels,
             clips,
+            from_pair,
+            primary_metrics=self.primary_metrics(last),
             scoring_mode="head",
-            scoring_rule="logits of the trained classification head",
-            details={"task": self.task},
+            scoring_rule="logits of the trained classification head"
+            + ("; action: product of the probabilities of verb and noun" if from_pair else ""),
+            details={"task": ", ".join(labels)},
         )
 
-    def _labels_of(self, model: nn.Module) -> np.ndarray:
-        """The right classes in the head's numbering, `(num_clips,)`."""
-        labels = self.clips.classes[self.task]
-        if self.task != "label":
-            if labels.max() >= model.config.num_labels:
-                raise ValueError(
-                    f"{self.task} class {labels.max()} occurs, but the head has {model.config.num_labels} classes."
-                )
+    def _labels_of(self, model: nn.Module, task: str, num_classes: int) -> np.ndarray:
+        """The right classes in the head's numbering, `(num_clips,)`, or the mask `(num_clips, num_classes)`."""
+        labels = self.clips.classes[task]
+        if task != "label":
+            if labels.max() >= num_classes:
+                raise ValueError(f"{task} class {labels.max()} occurs, but the head has {num_classes} classes.")
             return labels
         names, known = self.clips.label_names, model.config.label2id
         unknown = [name for name in names if name not in known]
@@ -218,7 +273,12 @@ class HeadEvaluator(ClassificationEvaluator):
             raise ValueError(
                 f"The head has no class {unknown[0]!r}; it has {sorted(known)[:5]} ({len(known)} classes)."
             )
-        return np.array([known[name] for name in names])[labels]
+        columns = np.array([known[name] for name in names])
+        if labels.ndim == 1:
+            return columns[labels]
+        mask = np.zeros((len(labels), num_classes), dtype=bool)
+        mask[:, columns] = labels
+        return mask
 
 
 def metric_name(task: str, metric: str) -> str:

@@ -18,9 +18,20 @@ _DIRECTORIES = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])
 # set is another number. EgoMCQ has about 39,000 questions (EgoVLP, arXiv:2206.01670).
 PUBLISHED_ITEMS = {"egomcq": (38_000, 40_500)}
 PUBLISHED_HERE = [result for result in PUBLISHED if result.model == "SViTT-Ego"]
-BENCHMARK_NAMES = {"egomcq": "EgoMCQ", "egonlq": "EgoNLQ", "ek100": "EPIC-KITCHENS-100 multi-instance retrieval"}
+BENCHMARK_NAMES = {
+    "egomcq": "EgoMCQ",
+    "egonlq": "EgoNLQ",
+    "ek100": "EPIC-KITCHENS-100 multi-instance retrieval",
+    "ek100-cls": "EPIC-KITCHENS-100 action recognition",
+    "egtea": "EGTEA Gaze+",
+    "charades-ego": "Charades-Ego",
+}
 # Tasks that the Hub knows; it has none for moments in a video.
-TASK_TYPES = {"egomcq": "multiple-choice", "ek100": "text-retrieval", "video-classification": "video-classification"}
+TASK_TYPES = {
+    "egomcq": "multiple-choice",
+    "ek100": "text-retrieval",
+    **dict.fromkeys(("video-classification", "ek100-cls", "egtea", "charades-ego"), "video-classification"),
+}
 
 
 @dataclass(frozen=True)

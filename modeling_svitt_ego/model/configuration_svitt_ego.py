@@ -353,8 +353,9 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
         mlm_probability (`float`): share of the text tokens selected for masked language modelling.
         tie_word_embeddings (`bool`): the masked language modelling decoder shares the word embeddings' weight.
         initializer_range (`float`): standard deviation of the projections' and heads' initial weights.
-        classifier_heads (`dict[str, int]`, *optional*): of the video classifier: names and numbers of classes of
-            several heads, such as `{"verb": 97, "noun": 300}`. `num_labels` is then their sum.
+        classifier_heads (`dict[str, int]` or list of pairs, *optional*): of the video classifier: names and numbers of
+            classes of several heads, such as `{"verb": 97, "noun": 300}`. `num_labels` is then their sum. Kept as a
+            list of pairs, because the order of the heads is that of the logits, and JSON files are sorted by key.
         classifier_pooling (`str`): what the video classifier sees: `"mean"`, the video tower's pooled vector, or
             `"attention"`, a learnt query over its tokens (the attentive probe).
     """
@@ -388,13 +389,15 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
     mlm_probability: float = 0.5
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
-    classifier_heads: dict[str, int] | None = None
+    classifier_heads: dict | list | None = None
     classifier_pooling: str = "mean"
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
-        if self.classifier_heads and self.id2label is None:
-            kwargs.setdefault("num_labels", sum(self.classifier_heads.values()))
+        if self.classifier_heads is not None:
+            self.classifier_heads = [list(head) for head in dict(self.classifier_heads).items()]
+            if self.id2label is None:
+                kwargs.setdefault("num_labels", sum(self.head_sizes.values()))
         for name, config_class in self.sub_configs.items():
             value = getattr(self, name)
             if value is None:
@@ -402,6 +405,17 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
             elif isinstance(value, dict):
                 setattr(self, name, config_class(**value))
         super().__post_init__(**kwargs)
+
+    @property
+    def head_sizes(self) -> dict[str, int]:
+        """Names and numbers of classes of the video classifier's heads, in the order of its logits; empty for one."""
+        return dict(self.classifier_heads or ())
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        if values.get("classifier_heads") is not None:  # a dict that was set on the object later
+            values["classifier_heads"] = [list(head) for head in self.head_sizes.items()]
+        return values
 
     def validate_architecture(self):
         """Part of the `@strict` validation: runs when a configuration is made, saved and loaded."""
@@ -429,10 +443,12 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
             raise ValueError(f"mlm_probability ({self.mlm_probability}) must lie in (0, 1).")
         if self.classifier_pooling not in ("mean", "attention"):
             raise ValueError(f"classifier_pooling ('{self.classifier_pooling}') must be 'mean' or 'attention'.")
-        heads = self.classifier_heads
-        if heads is not None and (not heads or min(heads.values()) < 1 or sum(heads.values()) != self.num_labels):
+        sizes = self.head_sizes
+        if self.classifier_heads is not None and (
+            not sizes or min(sizes.values()) < 1 or sum(sizes.values()) != self.num_labels
+        ):
             raise ValueError(
-                f"classifier_heads ({heads}) must name at least one head, each with a class or more, and num_labels "
+                f"classifier_heads ({sizes}) must name at least one head, each with a class or more, and num_labels "
                 f"({self.num_labels}) must be the sum of their classes."
             )
         for name in ("contrastive_weight", "vtm_weight", "mlm_weight"):

@@ -456,7 +456,7 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
             kwargs.pop(key, None)  # PEFT passes them as None
         outputs = self.vision_model(pixel_values_videos, return_dict=True, **kwargs)
         logits, loss = self.classify(outputs.pooler_output, outputs.last_hidden_state, labels)
-        heads = self.config.classifier_heads
+        heads = self.config.head_sizes
         return SViTTEgoClassifierOutput(
             loss=loss,
             logits=logits,
@@ -481,8 +481,8 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
         logits = self.classifier(pooled)
         if labels is None:
             return logits, None
-        if self.config.classifier_heads and not labels.is_floating_point():
-            return logits, heads_loss(logits, labels, self.config.classifier_heads)
+        if self.config.head_sizes and not labels.is_floating_point():
+            return logits, heads_loss(logits, labels, self.config.head_sizes)
         return logits, self.loss_function(labels, logits, self.config)
 
 

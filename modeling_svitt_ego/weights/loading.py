@@ -184,6 +184,11 @@ def architectures(folder: str | os.PathLike) -> list[str]:
     return _config_json(folder).get("architectures") or []
 
 
+def classifier_heads(folder: str | os.PathLike) -> dict[str, int]:
+    """Names and sizes of a classifier's heads; empty for one head."""
+    return dict(_config_json(folder).get("classifier_heads") or ())
+
+
 def model_type(folder: str | os.PathLike) -> str | None:
     return _config_json(folder).get("model_type")
 
