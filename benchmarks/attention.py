@@ -42,6 +42,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from modeling_svitt_ego import SViTTEgoVisionConfig, SViTTEgoVisionModel
 from modeling_svitt_ego.model.configuration_svitt_ego import num_kept_tokens
 from modeling_svitt_ego.training.memory_plan import SavedBytes
+from modeling_svitt_ego.weights.provenance import package_commit
 
 REFERENCE = "dense/library"
 # What edge and node sparsity change; the rest is the base size's defaults.
@@ -219,9 +220,6 @@ def machine(device: str, precision: str, threads: int) -> dict:
     info = Path("/proc/cpuinfo")
     if info.exists():
         model = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x), model)
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
     return {
         "processor": torch.cuda.get_device_name() if device == "cuda" else model,
         "device": device,
@@ -230,7 +228,7 @@ def machine(device: str, precision: str, threads: int) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": commit + (" with changes" if changed else ""),
+        "commit": package_commit(Path(__file__).parents[1]),
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,14 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from modeling_svitt_ego.corpus.prepare import prepare_videos  # noqa: E402
-from modeling_svitt_ego.corpus.transcoding import Encoding  # noqa: E402
-from modeling_svitt_ego.data.clip_shards import ClipShardDataset, ShardSettings, write_clip_shards  # noqa: E402
-from modeling_svitt_ego.data.layouts import VideoStore  # noqa: E402
-from modeling_svitt_ego.model.clip_reading import TIME_TOLERANCE, clip_times, read_clip  # noqa: E402
-from modeling_svitt_ego.model.video_processing_svitt_ego import SViTTEgoVideoProcessor  # noqa: E402
+from modeling_svitt_ego.corpus.prepare import prepare_videos
+from modeling_svitt_ego.corpus.transcoding import Encoding
+from modeling_svitt_ego.data.clip_shards import ClipShardDataset, ShardSettings, write_clip_shards
+from modeling_svitt_ego.data.layouts import VideoStore
+from modeling_svitt_ego.model.clip_reading import TIME_TOLERANCE, clip_times, read_clip
+from modeling_svitt_ego.model.video_processing_svitt_ego import SViTTEgoVideoProcessor
+from modeling_svitt_ego.weights.provenance import package_commit
 
 COLUMNS = "clip_idx video_uid video_dur narration_source narration_ind narration_time clip_start clip_end clip_text"
 
@@ -204,12 +202,6 @@ def machine() -> dict:
     import av
     import PIL
 
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
-    changes = subprocess.run(
-        ["git", "status", "--porcelain"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
     found = {"av": av.__version__, "pillow": PIL.__version__}
     for name in ("decord", "torchcodec"):
         try:
@@ -225,8 +217,7 @@ def machine() -> dict:
             "numpy": np.__version__,
             **found,
         },
-        "commit": git.stdout.strip() or None,
-        "uncommitted_changes": bool(changes.stdout.strip()),
+        "commit": package_commit(Path(__file__).parents[1]),
     }
 
 

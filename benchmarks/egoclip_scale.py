@@ -21,8 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 NUM_ROWS = 3_847_723
 NUM_VIDEOS = 9_000
 # Lines that must be left out and listed, and no other line with them.

@@ -18,7 +18,6 @@ import importlib.util
 import json
 import platform
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from modeling_svitt_ego.features.egonlq_features import EgoNLQFeatures
 from modeling_svitt_ego.features.grounding import sliding_window_spans
 from modeling_svitt_ego.features.windows import embed_texts
 from modeling_svitt_ego.weights.loading import load_dual_encoder
+from modeling_svitt_ego.weights.provenance import package_commit
 
 HERE = Path(__file__).resolve().parent
 
@@ -105,10 +105,7 @@ def statement(row: dict) -> str:
 
 def code_state() -> dict:
     """Before the run: the code that runs, not what was committed meanwhile."""
-    git = ["git", "-C", str(HERE)]
-    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    return {"commit": commit or None, "uncommitted_changes": bool(changes.strip())}
+    return {"commit": package_commit(HERE.parent)}
 
 
 def load_example():

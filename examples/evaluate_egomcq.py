@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import AutoModel, AutoProcessor
 
 from modeling_svitt_ego import EgoMCQEvaluator
+from modeling_svitt_ego.commands.running import run_script
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", required=True, help="folder or Hub name of a SViTT-Ego model")
@@ -51,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()  # the guard is for worker processes, which import this file
+    run_script(main)

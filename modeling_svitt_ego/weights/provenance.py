@@ -9,19 +9,26 @@ from pathlib import Path
 from ..files.plain_names import check_plain_name
 
 
-def package_commit() -> str | None:
-    """The commit that this package is checked out at, `+changes` with uncommitted ones; `None` if it is not."""
-    package = Path(__file__).parents[1]
+def package_commit(path: str | os.PathLike | None = None) -> str | None:
+    """
+    The commit that this package is checked out at, `+changes` with uncommitted ones; `None` if it is not a checkout.
+
+    Args:
+        path (*optional*): folder whose uncommitted changes count; the package's own by default. A benchmark, whose
+            script is part of what it measures, passes the whole checkout.
+    """
+    package = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        # An installed package can lie inside somebody else's repository.
+        # An installed package can be inside somebody else's repository.
         if not git("ls-files", str(Path(__file__).resolve())):
             return None
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+        changes = git("status", "--porcelain", "--", str(Path(path or package).resolve()))
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -215,9 +215,7 @@ def test_nothing_in_an_evaluation_becomes_markup(folder):
 
 def test_a_card_names_no_directories(folder):
     """Catches user names and private paths on a public page; the names of the files stay."""
-    command = (
-        "svitt-ego evaluate egomcq /home/jane/runs/model --annotations ~/ego/egomcq.json C:\\\\data\\\\v runs/out"
-    )
+    command = r"svitt-ego evaluate egomcq /home/jane/runs/model --annotations ~/ego/q.json C:\data\v runs/out"
     card = html.unescape(str(render_model_card(folder, [RECORD | {"command": command}])))
     assert "svitt-ego evaluate egomcq model --annotations q.json v runs/out" in card and "jane" not in card
 

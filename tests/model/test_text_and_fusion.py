@@ -37,6 +37,15 @@ def states(batch_size=3, text_length=5, num_patches=20, dtype=torch.float64):
     return text.to(dtype), video.to(dtype)
 
 
+def test_the_order_of_the_words_changes_the_text():
+    """Catches position embeddings that are left out: attention alone does not see the order."""
+    model, ids = text_tower(), torch.tensor([[2, 7, 8, 9, 3], [2, 9, 8, 7, 3]])
+    with torch.no_grad():
+        one, other = model(ids).last_hidden_state
+    assert (one[0] - other[0]).abs().max() > 1e-3
+    assert (one[1] - other[3]).abs().max() > 1e-3  # the same word at two places
+
+
 @IMPLEMENTATIONS
 def test_padding_of_the_text_is_invisible(implementation):
     """Catches an attention mask that is dropped on the way (a sub-config without implementation does that)."""
