@@ -49,7 +49,7 @@ def choose_backend(path: str | os.PathLike) -> tuple[str, str]:
     return "pyav", f"which reads {table.info.codec} in {table.container!r} exactly; {'; '.join(named)}"
 
 
-def read_clip(path: Any, times: Times, backend: str = "auto") -> np.ndarray:
+def read_clip(path: Any, times: Times, backend: str = "auto", allow_urls: bool = False) -> np.ndarray:
     """
     The frames of a video at `times`, as `uint8` of shape `(len(times), height, width, 3)`, RGB, upright.
 
@@ -59,17 +59,20 @@ def read_clip(path: Any, times: Times, backend: str = "auto") -> np.ndarray:
             Seconds from the first frame, in any order. The frame at t is the last one that has begun by t; t at the
             very end of the video gives its last frame.
         backend (`str`): "decord", "pyav", "torchcodec": that one, or an error. "auto" is PyAV.
+        allow_urls (`bool`): Download http and https addresses into memory instead of refusing them.
 
     Raises:
         ClipReadError: The file is missing, empty, damaged where it is needed, or not a video, the named decoder is
             not installed or cannot read it exactly, or a time is outside it.
     """
-    return read_clip_and_info(path, times, backend)[0]
+    return read_clip_and_info(path, times, backend, allow_urls)[0]
 
 
-def read_clip_and_info(path: Any, times: Times, backend: str = "auto") -> tuple[np.ndarray, VideoInfo]:
+def read_clip_and_info(
+    path: Any, times: Times, backend: str = "auto", allow_urls: bool = False
+) -> tuple[np.ndarray, VideoInfo]:
     """Like [`read_clip`], with the [`VideoInfo`] of the file; opens it once."""
-    source = as_source(path)
+    source = as_source(path, allow_urls)
 
     def moments(info: VideoInfo) -> np.ndarray:
         chosen = list(times(info) if callable(times) else times)
@@ -89,6 +92,15 @@ def read_clip_and_info(path: Any, times: Times, backend: str = "auto") -> tuple[
 def probe_video(path: Any, backend: str = "auto") -> VideoInfo:
     """Opens a video and decodes its first frame; [`ClipReadError`] if that does not work."""
     return _read(as_source(path), lambda info: np.zeros(1), backend)[1]
+
+
+def frame_times(path: Any) -> np.ndarray:
+    """Seconds from the first frame at which each frame of a video begins, in order; reads the file once."""
+    source = as_source(path)
+    try:
+        return frame_table(source).begins
+    except Unreadable as error:
+        raise ClipReadError(f"{source.name}: cannot be read: {error}") from error
 
 
 def stream_frames(path: Any, times: Callable[[VideoInfo], Iterable[float]]) -> Iterator[np.ndarray]:
@@ -148,6 +160,7 @@ __all__ = [
     "clamp_window",
     "clip_times",
     "frame_indices",
+    "frame_times",
     "probe_video",
     "read_clip",
     "read_clip_and_info",

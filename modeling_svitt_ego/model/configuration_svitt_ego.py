@@ -392,6 +392,11 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
     classifier_heads: dict | list | None = None
     classifier_pooling: str = "mean"
 
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip, as `pipeline("video-classification")` asks for them."""
+        return self.vision_config.num_frames
+
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
         if self.classifier_heads is not None:

@@ -4,13 +4,15 @@ torchcodec is given the frames of the file (`custom_frame_mappings`), which are 
 it need not read a whole file each time it is opened.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 
 from .frame_table import FrameTable, frame_table, times_are_from_index
-from .video_source import Unreadable, VideoInfo, VideoSource, one_line
+from .video_source import ClipReadError, Unreadable, VideoInfo, VideoSource, one_line
 
 
 def torchcodec_refusal(table: FrameTable) -> str | None:
@@ -59,3 +61,38 @@ def read_torchcodec(source: VideoSource, times: Callable[[VideoInfo], np.ndarray
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise Unreadable(one_line(error)) from error
     return frames, replace(info, height=frames.shape[1], width=frames.shape[2])
+
+
+def read_video_decoder(decoder: Any, times: Callable[[VideoInfo], Sequence[float]]) -> tuple[np.ndarray, VideoInfo]:
+    """
+    The frames that an open `torchcodec.decoders.VideoDecoder` shows at `times`, as [`read_torchcodec`] gives them.
+
+    Its file cannot be asked for, so a decoder opened with `seek_mode="approximate"` is an error, and where torchcodec
+    itself seeks wrong (see [`torchcodec_refusal`]) so does this.
+
+    Raises:
+        ClipReadError: The decoder cannot be read exactly, or a time is outside the video.
+    """
+    meta, name = decoder.metadata, str(getattr(decoder.metadata, "path", None) or "<VideoDecoder>")
+    if getattr(meta, "begin_stream_seconds_from_content", None) is None:
+        raise ClipReadError(f"{name}: the VideoDecoder was opened with seek_mode='approximate': open it with 'exact'.")
+    begin, last = meta.begin_stream_seconds, decoder.get_frame_at(len(decoder) - 1)
+    fps = float(meta.average_fps)
+    # The container may give the last frame no length.
+    end = last.pts_seconds + (last.duration_seconds or 1 / fps)
+    info = VideoInfo(name, "torchcodec", end - begin, fps, len(decoder), 0, 0, begin, meta.codec)
+    moments = np.asarray(times(info), dtype=np.float64)
+    if moments.size == 0 or not ((moments >= 0) & (moments <= info.duration + 1 / fps)).all():
+        raise ClipReadError(f"{name}: times {moments.tolist()} s are not all within {info.duration:.3f} s.")
+    moments = moments + begin + info.tolerance
+    at_end = moments >= last.pts_seconds
+    frames = torch.empty((len(moments), *last.data.shape), dtype=last.data.dtype)
+    frames[torch.from_numpy(at_end)] = last.data.cpu()
+    if not at_end.all():
+        shown = decoder.get_frames_played_at(seconds=moments[~at_end].tolist()).data
+        frames[torch.from_numpy(~at_end)] = shown.cpu()
+    if frames.dtype != torch.uint8:
+        raise ClipReadError(f"{name}: the VideoDecoder gives {frames.dtype}, and torch.uint8 is needed.")
+    if frames.shape[1] == 3 and (frames.shape[-1] != 3 or last.data.shape[1:] == (meta.height, meta.width)):
+        frames = frames.permute(0, 2, 3, 1)
+    return frames.numpy(), replace(info, height=frames.shape[1], width=frames.shape[2])

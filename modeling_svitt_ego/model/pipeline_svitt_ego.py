@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from transformers.pipelines import Pipeline
+
+from .decoded_frames import is_frame
+from .video_inputs import is_column, is_video
 
 TASK = "zero-shot-video-classification"
 # Ego4D's narrations, on which the model is trained, say of the person who wears the camera: "#C C opens the door".
@@ -75,7 +77,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             hypothesis_template (`str`, defaults to `"#C C {}"`): makes a narration of a label; `"{}"` takes the
                 labels as they are.
             top_k (`int`, *optional*): how many labels to return; all by default.
-            kwargs: `batch_size` and `num_workers`.
+            kwargs: `batch_size`, `num_workers`, and `allow_urls=True` to download videos named by http(s) addresses.
 
         Returns:
             `[{"score": float, "label": str}, …]`, the best first; a list of such for several clips.
@@ -90,7 +92,13 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         return super().__call__(_clips(videos, start, end), **given, **kwargs)
 
     def _sanitize_parameters(
-        self, candidate_labels=None, hypothesis_template=None, top_k=None, text_embeds=None, **unknown
+        self,
+        candidate_labels=None,
+        hypothesis_template=None,
+        top_k=None,
+        text_embeds=None,
+        allow_urls=None,
+        **unknown,
     ):
         if unknown:
             raise TypeError(f"{TASK} has no argument {', '.join(map(repr, unknown))}.")
@@ -106,7 +114,8 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             "top_k": top_k,
         }
         settings = {name: value for name, value in settings.items() if value is not None}
-        return {}, {} if text_embeds is None else {"text_embeds": text_embeds}, settings
+        preprocessing = {} if allow_urls is None else {"allow_urls": allow_urls}
+        return preprocessing, {} if text_embeds is None else {"text_embeds": text_embeds}, settings
 
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
         """Unit vectors `(num_texts, projection_dim)`."""
@@ -114,8 +123,8 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         with torch.no_grad():
             return F.normalize(self.model.get_text_features(**inputs).pooler_output, dim=-1)
 
-    def preprocess(self, clip):
-        return self.processor(videos=[clip], return_tensors="pt").to(self.dtype)
+    def preprocess(self, clip, allow_urls=False):
+        return self.processor(videos=[clip], allow_urls=allow_urls, return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs, text_embeds):
         video_embeds = F.normalize(self.model.get_video_features(**model_inputs).pooler_output, dim=-1)
@@ -150,13 +159,15 @@ def _clips(videos, start, end):
         return (_with_window(video, start, end) for video in videos)
     if isinstance(videos, (np.ndarray, torch.Tensor)) and videos.ndim == 5:
         videos = list(videos)
+    if is_column(videos):
+        videos = list(videos)
     if not isinstance(videos, list):
         if isinstance(videos, torch.utils.data.Dataset) and start is None and end is None:
             return videos
         return _with_window(videos, start, end)
     if not videos:
         raise ValueError("No video was given.")
-    if all(_is_frame(frame) for frame in videos):
+    if all(is_frame(frame) for frame in videos):
         return _with_window(np.stack([np.asarray(frame) for frame in videos]), start, end)
     bounds = {"start": start, "end": end}
     for name, values in bounds.items():
@@ -167,20 +178,18 @@ def _clips(videos, start, end):
     return [_with_window(*one) for one in zip(videos, bounds["start"], bounds["end"])]
 
 
-def _is_frame(value) -> bool:
-    return isinstance(value, Image.Image) or (isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 3)
-
-
 def _with_window(video, start, end):
     if start is None and end is None:
         return video
     for name, bound in (("start", start), ("end", end)):
         if isinstance(bound, (list, tuple)):
             raise ValueError(f"One video has one value of {name}, got {bound}.")
-    if isinstance(video, (str, os.PathLike)):
-        return {"path": video, "start": start, "end": end}
-    kind = "has its own window already" if isinstance(video, (dict, tuple)) else "is not a path"
-    raise ValueError(f"start ({start}) and end ({end}) are for paths, but this {type(video).__name__} {kind}.")
+    if is_video(video):
+        return (video, start, end)
+    if isinstance(video, dict) and not {"start", "end", "array"} & video.keys():
+        return {**video, "start": start, "end": end}
+    kind = "has its own window already" if isinstance(video, (dict, tuple)) else "is not a video file"
+    raise ValueError(f"start ({start}) and end ({end}) are for video files, but this {type(video).__name__} {kind}.")
 
 
 __all__ = ["ZeroShotVideoClassificationPipeline"]

@@ -1,6 +1,7 @@
 """Clips and narrations to one batch."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -59,6 +60,12 @@ class SViTTEgoProcessor(ProcessorMixin):
             text (`str` or `list[str]`, *optional*): A narration or a list of narrations.
             kwargs: Settings of the video processor and of the tokenizer, and `return_tensors`.
         """
+        for name in ("images", "audio"):
+            if kwargs.pop(name, None) is not None:
+                remedy = " An image is a clip of one frame: pass it as videos." if name == "images" else ""
+                raise TypeError(f"{type(self).__name__} takes videos and text, not {name}.{remedy}")
+        if videos is None and text is None:
+            raise ValueError("Neither videos nor text were given.")
         if text is not None:
             text = self._clean(text)
         return super().__call__(videos=videos, text=text, **kwargs)
@@ -73,8 +80,10 @@ class SViTTEgoProcessor(ProcessorMixin):
 
     def _clean(self, text: str | list[str]) -> str | list[str]:
         texts = [text] if isinstance(text, str) else text
-        if not isinstance(texts, (list, tuple)):
+        if not isinstance(texts, Sequence):
             raise ValueError(f"text must be a string or a list of strings, got {type(text).__name__}.")
+        if len(texts) == 0:
+            raise ValueError("text is an empty list: there is nothing to tokenize.")
         cleaned = []
         for i, entry in enumerate(texts):
             if not isinstance(entry, str):

@@ -5,26 +5,29 @@ times slower on float32 or on a contiguous copy.
 """
 
 import difflib
-import math
-import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
-from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import ChannelDimension, PILImageResampling
+from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import VideosKwargs
-from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .clip_reading import VideoInfo, clamp_window, clip_times, frame_indices, read_clip_and_info
+from .clip_reading import frame_times, read_clip_and_info
+from .clip_times import clamp_window, clip_times, frame_indices
+from .decode_torchcodec import read_video_decoder
+from .decoded_frames import as_array, as_pixels, channels_first
+from .random_part import random_part
+from .video_inputs import Frames, Window, clips_of, is_video_decoder, metadata_of
+from .video_source import VideoInfo, as_source
 
-logger = logging.get_logger(__name__)
+# Settings of one call that are never saved: a generator is no JSON, and a folder must not make a user download things.
+_OF_A_CALL = ("generator", "allow_urls")
 
 
 class SViTTEgoVideoProcessorKwargs(VideosKwargs, total=False):
@@ -37,6 +40,8 @@ class SViTTEgoVideoProcessorKwargs(VideosKwargs, total=False):
         depend on the rest of the batch. Only when calling; by default PyTorch's global one.
     video_backend (`str`, defaults to `"auto"`):
         The decoder of video files: `"auto"`, `"decord"`, `"pyav"` or `"torchcodec"`.
+    allow_urls (`bool`, defaults to `False`):
+        Whether http and https addresses are downloaded into memory; otherwise they are an error. Only when calling.
     antialias (`bool`, defaults to `True`):
         Whether making frames smaller averages over the pixels it skips. The published SViTT weights were trained
         without.
@@ -54,6 +59,7 @@ class SViTTEgoVideoProcessorKwargs(VideosKwargs, total=False):
     sampling: str | None
     generator: Any | None
     video_backend: str | None
+    allow_urls: bool | None
     antialias: bool | None
     do_random_resized_crop: bool | None
     crop_scale: list[float] | tuple[float, ...] | None
@@ -66,15 +72,18 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
     Makes `pixel_values_videos`, `float32` of shape `(batch_size, num_frames, 3, height, width)`, from clips.
 
     A clip is one of
-      * a path of a video file: the whole video;
-      * `{"path": path, "start": s, "end": e}` or `(path, s, e)`: its window [s, e), in seconds from its first frame; a
-        bound may be `None`, and what reaches over the video's ends is cut off;
+      * a video: the path of a file, its content as `bytes`, a binary file object, or a torchcodec `VideoDecoder`, as
+        columns of type `datasets.Video` give it;
+      * `{"path": path, "start": s, "end": e}` or `(video, s, e)`: the window [s, e) of a video, in seconds from its
+        first frame; a bound may be `None`, and what reaches over the video's ends is cut off;
+      * `{"bytes": content, "path": name}`, also with `start` and `end`: a file in memory;
       * decoded frames: an array or tensor `(T, H, W, C)` or `(T, C, H, W)`, or a list of PIL images or of arrays, with
-        values from 0 to 255;
+        values from 0 to 255; or `{"array": frames, "video_metadata": {"fps": …}}`;
       * an image (PIL, or an array of three dimensions): a clip of one frame, which is not sampled.
 
-    A batch is a list of clips, or an array with one dimension more. A clip with fewer frames than `num_frames` repeats
-    frames. A file or window that cannot be read raises `ClipReadError` with the path and the numbers.
+    A batch is a list of clips, a column of a data set, or an array with one dimension more. A clip with fewer frames
+    than `num_frames` repeats frames; `do_sample_frames=False` takes every frame. A file or window that cannot be read
+    raises `ClipReadError` with the path and the numbers.
 
     By default 4 frames, the middle ones of equal segments, are resized to 224 x 224 without keeping the aspect ratio,
     bicubic, and scaled to [-1, 1], as SViTT does for evaluation. Its training recipe is
@@ -112,8 +121,9 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
     image_std = [0.5, 0.5, 0.5]
 
     def __init__(self, **kwargs):
-        if kwargs.get("generator") is not None:
-            raise ValueError("generator is given when calling the video processor, because it cannot be saved.")
+        for name in _OF_A_CALL:
+            if kwargs.pop(name, None):
+                raise ValueError(f"{name} is given when calling the video processor, because it is not saved.")
         super().__init__(**kwargs)
 
     def _standardize_kwargs(self, crop_scale=None, crop_ratio=None, **kwargs) -> dict:
@@ -125,10 +135,13 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
         bounds = {name: value if value is None else tuple(value) for name, value in bounds.items()}
         return {**super()._standardize_kwargs(**kwargs), **bounds}
 
-    def preprocess(self, videos, **kwargs) -> BatchFeature:
+    def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
         """
         Args:
             videos: A clip or a list of clips, see the class.
+            do_sample_frames (`bool`, defaults to `True`): Whether to take `num_frames` frames; otherwise all are kept.
+            video_metadata (*optional*):
+                `VideoMetadata` or a dict of it per clip of decoded frames; `fps` needs their frame rate.
             return_metadata (`bool`, *optional*):
                 Also return `video_metadata`: per clip its size, frame rate, the frames taken and the decoder.
             return_tensors (`str`, *optional*):
@@ -148,13 +161,11 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
         kwargs = self._standardize_kwargs(**kwargs)
         self._validate_preprocess_kwargs(**kwargs)
 
-        clips = list(_flatten(videos))
-        if not clips:
-            raise ValueError("No video was given.")
+        clips = clips_of(videos)
         generators = kwargs.pop("generator")
         if not isinstance(generators, (list, tuple)):
             generators = [generators] * len(clips)
-        metadata = _flat_metadata(kwargs.pop("video_metadata")) or [None] * len(clips)
+        metadata = metadata_of(kwargs.pop("video_metadata")) or [None] * len(clips)
         for name, entries in (("generator", generators), ("video_metadata", metadata)):
             if len(entries) != len(clips):
                 raise ValueError(f"{len(entries)} entries of {name} were given for {len(clips)} clips.")
@@ -179,38 +190,75 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
 
     # ------------------------------------------------------------------------------------------------- input to frames
 
-    def _load(self, index, clip, metadata, generator, do_sample_frames, input_data_format, device, **kwargs):
+    def _load(
+        self,
+        index: int,
+        clip: Window | Frames,
+        metadata: VideoMetadata | None,
+        generator: torch.Generator | None,
+        device: torch.device | str | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, VideoMetadata]:
         """One clip, as a `(T, C, H, W)` tensor that may be a view of other memory order, and its metadata."""
-        window = _window(clip)
-        if window is not None:
-            frames, metadata = self._read(*window, generator, do_sample_frames, **kwargs)
+        if isinstance(clip, Window):
+            frames, metadata = self._read(clip, generator, **kwargs)
             frames = torch.from_numpy(frames).permute(0, 3, 1, 2)
         else:
-            frames, is_image = _as_array(clip, index, kwargs["do_convert_rgb"])
-            frames = _channels_first(frames, input_data_format, index)
-            (height, width), indices = frames.shape[-2:], list(range(len(frames)))
-            metadata = replace(metadata or VideoMetadata(len(frames)), height=height, width=width)
-            if do_sample_frames and not is_image:
-                indices = self.sample_frames(metadata, generator=generator, **kwargs)
-                frames = frames[indices]
-            metadata.frames_indices = indices
-            frames = _as_pixels(frames, index, kwargs["do_rescale"])
-            if kwargs["do_convert_rgb"]:
-                frames = self.convert_to_rgb(frames)
+            frames, metadata = self._take(index, clip.frames, metadata or clip.metadata, generator, **kwargs)
         return frames if device is None else frames.to(device), metadata
 
-    def _read(self, path, start, end, generator, do_sample_frames, num_frames, fps, sampling, video_backend, **kwargs):
-        if not do_sample_frames:
-            raise ValueError(f"{path}: do_sample_frames=False is for decoded frames; for a denser clip pass fps.")
-        times = []
+    def _take(
+        self, index, frames, metadata, generator, do_sample_frames, input_data_format, do_convert_rgb, **kwargs
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """Some of the frames of a clip that was decoded elsewhere, checked."""
+        frames, is_image = as_array(frames, index, do_convert_rgb)
+        frames = channels_first(frames, input_data_format, index)
+        (height, width), indices = frames.shape[-2:], list(range(len(frames)))
+        # The frames are what is given, whatever the metadata counts.
+        metadata = replace(
+            metadata or VideoMetadata(len(frames)), total_num_frames=len(frames), height=height, width=width
+        )
+        if do_sample_frames and not is_image:
+            indices = self.sample_frames(metadata, generator=generator, **kwargs)
+            frames = frames[indices]
+        metadata.frames_indices = indices
+        frames = as_pixels(frames, index, _largest_value(**kwargs))
+        return self.convert_to_rgb(frames) if do_convert_rgb else frames, metadata
 
-        def sample(info: VideoInfo) -> list[float]:
-            first, last = clamp_window(start, end, info.duration, path)
-            count = max(1, round((last - first) * fps)) if fps is not None else num_frames
-            times.extend(clip_times(first, last, count, sampling, generator))
-            return times
+    def _read(
+        self,
+        window: Window,
+        generator: torch.Generator | None,
+        do_sample_frames: bool,
+        num_frames: int | None,
+        fps: float | None,
+        sampling: str,
+        video_backend: str,
+        allow_urls: bool | None,
+        **kwargs: Any,
+    ) -> tuple[np.ndarray, VideoMetadata]:
+        """The frames `(T, H, W, C)` of a window of a video file."""
+        is_open = is_video_decoder(window.video)
+        if is_open and not do_sample_frames:
+            raise ValueError(
+                f"{window.name}: do_sample_frames=False of a VideoDecoder: pass decoder.get_all_frames().data instead."
+            )
+        video = window.video if is_open else as_source(window.video, bool(allow_urls))
+        times: list[float] = []
 
-        frames, info = read_clip_and_info(path, sample, video_backend)
+        def sample(info: VideoInfo) -> Sequence[float]:
+            first, last = clamp_window(window.start, window.end, info.duration, window.name)
+            if do_sample_frames:
+                count = max(1, round((last - first) * fps)) if fps is not None else num_frames
+                times.extend(clip_times(first, last, count, sampling, generator))
+            else:
+                begins = frame_times(video)
+                times.extend(begins[(begins >= first - info.tolerance) & (begins < last - info.tolerance)].tolist())
+            return times or [first]
+
+        frames, info = (
+            read_video_decoder(video, sample) if is_open else read_clip_and_info(video, sample, video_backend)
+        )
         metadata = VideoMetadata(
             total_num_frames=info.num_frames or round(info.duration * info.fps),
             fps=info.fps,
@@ -218,7 +266,7 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
             height=info.height,
             duration=info.duration,
             video_backend=info.backend,
-            frames_indices=[int(t * info.fps) for t in times],
+            frames_indices=[int((t + info.tolerance) * info.fps) for t in times],
         )
         return frames, metadata
 
@@ -251,7 +299,7 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
         clips = []
         for clip, generator in zip(videos, generators):
             if do_random_resized_crop:
-                top, left, height, width = _random_part(*clip.shape[-2:], crop_scale, crop_ratio, generator)
+                top, left, height, width = random_part(*clip.shape[-2:], crop_scale, crop_ratio, generator)
                 clip = clip[..., top : top + height, left : left + width]
             if do_random_resized_crop or do_resize:
                 clip = self.resize(clip, size=size, resample=resample, antialias=bool(antialias))
@@ -275,143 +323,13 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
         return BatchFeature(data={"pixel_values_videos": pixels}, tensor_type=return_tensors)
 
 
-# ------------------------------------------------------------------------------------------------------ input to clips
-
-
-def _is_path(value) -> bool:
-    return isinstance(value, (str, os.PathLike))
-
-
-def _window(clip):
-    """`(path, start, end)` of a clip in a file, `None` for decoded frames."""
-    if _is_path(clip):
-        return os.fspath(clip), None, None
-    if isinstance(clip, dict):
-        unknown = set(clip) - {"path", "start", "end"}
-        if unknown or "path" not in clip:
-            raise ValueError(f"A clip has the keys path, start and end; got {sorted(map(str, clip))}.")
-        return os.fspath(clip["path"]), clip.get("start"), clip.get("end")
-    if _is_window(clip):
-        return os.fspath(clip[0]), clip[1], clip[2]
-    return None
-
-
-def _is_window(value) -> bool:
-    return (
-        isinstance(value, (tuple, list))
-        and len(value) == 3
-        and _is_path(value[0])
-        and not any(_is_path(bound) or isinstance(bound, (tuple, list, dict)) for bound in value[1:])
-    )
-
-
-def _is_array(value) -> bool:
-    return isinstance(value, (np.ndarray, torch.Tensor))
-
-
-def _is_frame(value) -> bool:
-    return isinstance(value, Image.Image) or (_is_array(value) and value.ndim in (2, 3))
-
-
-def _flatten(videos) -> Iterator:
-    """The clips of a clip, a batch or a nested batch."""
-    if _is_path(videos) or isinstance(videos, dict) or _is_window(videos) or _is_frame(videos):
-        yield videos
-    elif _is_array(videos) and videos.ndim in (4, 5):
-        yield from [videos] if videos.ndim == 4 else videos
-    elif isinstance(videos, (list, tuple)):
-        if videos and all(_is_frame(frame) for frame in videos):
-            yield videos
-        else:
-            for i, video in enumerate(videos):
-                if isinstance(video, (list, tuple)) and not video:
-                    raise ValueError(f"Clip {i}: has no frames.")  # leaving it out would pair texts with wrong clips
-                yield from _flatten(video)
-    else:
-        got = f"an array of shape {tuple(videos.shape)}" if _is_array(videos) else type(videos).__name__
-        raise ValueError(f"A clip is a path, a path with start and end, frames or an image; got {got}.")
-
-
-def _flat_metadata(value) -> list[VideoMetadata]:
-    if value is None:
-        return []
-    if isinstance(value, (list, tuple)):
-        return [entry for item in value for entry in _flat_metadata(item)]
-    return [value if isinstance(value, VideoMetadata) else VideoMetadata(**value)]
-
-
-def _as_array(clip, index: int, do_convert_rgb: bool):
-    """Frames as a tensor of four dimensions, and whether they were given as a single image."""
-    is_image = _is_frame(clip)
-    frames = [clip] if is_image else clip
-    if not _is_array(frames):
-        frames = [
-            np.asarray(frame.convert("RGB") if do_convert_rgb else frame) if isinstance(frame, Image.Image) else frame
-            for frame in frames
-        ]
-        shapes = {tuple(frame.shape) for frame in frames}
-        if len(shapes) > 1:
-            raise ValueError(f"Clip {index}: its frames have different shapes: {sorted(shapes)}.")
-        stack = torch.stack if isinstance(frames[0], torch.Tensor) else np.stack
-        frames = stack(list(frames))
-    if isinstance(frames, np.ndarray):
-        if frames.dtype.kind not in "uif":
-            raise ValueError(f"Clip {index}: frames of type {frames.dtype} are not numbers.")
-        if not frames.flags.writeable or any(stride < 0 for stride in frames.strides):
-            frames = frames.copy()  # what PyTorch cannot share
-        frames = torch.from_numpy(frames)
-    if frames.ndim == 3:
-        frames = frames[..., None]  # grey pictures
-    if 0 in frames.shape:
-        raise ValueError(f"Clip {index}: has no frames or no pixels, its shape is {tuple(frames.shape)}.")
-    return frames, is_image
-
-
-def _channels_first(frames: torch.Tensor, input_data_format, index: int) -> torch.Tensor:
-    if input_data_format is not None:
-        first = ChannelDimension(input_data_format) == ChannelDimension.FIRST
-    else:
-        likelihood = {1: 1, 3: 2, 4: 1}  # where both could be, three channels; where both are three, first
-        first = likelihood.get(frames.shape[1], 0) >= likelihood.get(frames.shape[3], 0)
-    frames = frames if first else frames.permute(0, 3, 1, 2)
-    if frames.shape[1] not in (1, 3, 4):
-        raise ValueError(
-            f"Clip {index}: frames have 1, 3 or 4 channels, first or last, but its shape is {tuple(frames.shape)}."
-        )
-    return frames
-
-
-def _as_pixels(frames: torch.Tensor, index: int, do_rescale: bool) -> torch.Tensor:
-    """`uint8` as it is, other numbers checked."""
-    if frames.dtype == torch.uint8:
-        return frames
-    if frames.is_floating_point():
-        finite = torch.isfinite(frames)
-        if not finite.all():
-            bad = (~finite).flatten(1).any(1).nonzero().flatten().tolist()
-            raise ValueError(f"Clip {index}: {int((~finite).sum())} values are NaN or infinite, in frames {bad}.")
-        frames = frames.to(torch.float32)
-        if do_rescale and 0 < frames.max() <= 1:
-            logger.warning_once("Frames with values up to 1 are divided by 255 again; if so, pass do_rescale=False.")
-        return frames
-    low, high = int(frames.min()), int(frames.max())
-    if low < 0 or high > 255:
-        raise ValueError(f"Clip {index}: integer frames have values from {low} to {high}, outside 0 to 255.")
-    return frames.to(torch.uint8)
-
-
-def _random_part(height: int, width: int, scale, ratio, generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part, by torchvision's RandomResizedCrop, with a generator."""
-    for _ in range(10):
-        draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-        area = height * width * (scale[0] + draws[0] * (scale[1] - scale[0]))
-        aspect = math.exp(math.log(ratio[0]) + draws[1] * (math.log(ratio[1]) - math.log(ratio[0])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(draws[2] * (height - h + 1)), int(draws[3] * (width - w + 1)), h, w
-    # No part of such a shape fits: the largest in the middle whose shape is nearest to it.
-    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-    return (height - h) // 2, (width - w) // 2, h, w
+def _largest_value(
+    do_rescale: bool | None, rescale_factor: float | None, do_normalize: bool | None, **kwargs: Any
+) -> float | None:
+    """The largest value that frames may have, for the steps that follow; `None` for any."""
+    if do_rescale:
+        return 255.0 if rescale_factor is not None and abs(255 * rescale_factor - 1) < 1e-3 else None
+    return 1.0 if do_normalize else None
 
 
 SViTTEgoVideoProcessor.register_for_auto_class()

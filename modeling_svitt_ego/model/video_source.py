@@ -1,12 +1,16 @@
 """What all decoders share: the error, the file to read, and what a file says about its video stream."""
 
+import http.client
 import os
 import re
+import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
 # A frame that begins within this after t counts as begun: times arrive rounded to milliseconds.
 TIME_TOLERANCE = 1e-3
+_MOST_BYTES = 2**31  # of a download
+_SECONDS_WITHOUT_DATA = 60
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -75,9 +79,18 @@ def is_url(value: Any) -> bool:
     return isinstance(value, str) and _URL.match(value) is not None
 
 
-def as_source(video: Any) -> VideoSource:
+def name_of(video: Any) -> str:
+    """What messages call a path, a [`VideoSource`], an open file or bytes."""
+    name = getattr(video, "name", video)
+    return os.fspath(name) if isinstance(name, (str, os.PathLike)) else "<video in memory>"
+
+
+def as_source(video: Any, allow_urls: bool = False) -> VideoSource:
     """
     A video source from a path, `bytes`, a binary file object or a [`VideoSource`].
+
+    Args:
+        allow_urls (`bool`): Download http and https addresses into memory instead of refusing them.
 
     Raises:
         ClipReadError: The path is a URL or a directory, is missing or empty, or may not be read.
@@ -93,7 +106,7 @@ def as_source(video: Any) -> VideoSource:
     name = source.name
     if source.data is None:
         if is_url(name):
-            raise ClipReadError(f"{name}: is a URL, and only local files are read. Download it first.")
+            return _download(name, allow_urls)
         if os.path.isdir(name):
             raise ClipReadError(f"{name}: is a directory, not a video.")
         if not os.path.isfile(name):
@@ -103,6 +116,23 @@ def as_source(video: Any) -> VideoSource:
     if source.size == 0:
         raise ClipReadError(f"{name}: is empty (0 bytes).")
     return source
+
+
+def _download(url: str, allow_urls: bool) -> VideoSource:
+    if not url.lower().startswith(("http://", "https://")):
+        raise ClipReadError(f"{url}: is a URL of a kind that is not read. Download it first.")
+    if not allow_urls:
+        raise ClipReadError(
+            f"{url}: is a URL, and only local files are read. Download it first, or pass allow_urls=True."
+        )
+    try:
+        with urllib.request.urlopen(url, timeout=_SECONDS_WITHOUT_DATA) as response:
+            data = response.read(_MOST_BYTES + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ClipReadError(f"{url}: cannot be downloaded: {one_line(error)}") from error
+    if not data or len(data) > _MOST_BYTES:
+        raise ClipReadError(f"{url}: gives {'no' if not data else f'more than {_MOST_BYTES}'} bytes.")
+    return VideoSource(url, data)
 
 
 def _read_file_object(file) -> VideoSource:

@@ -236,7 +236,7 @@ def test_bad_videos_are_one_clear_error(classifier, video):
         classifier([str(video)] * 3, candidate_labels=LABELS, start=[0.0, 1.0])
     with pytest.raises(ValueError, match="this tuple has its own window already"):
         classifier((str(video), 0.0, 1.0), candidate_labels=LABELS, start=0.5)
-    with pytest.raises(ValueError, match="this ndarray is not a path"):
+    with pytest.raises(ValueError, match="this ndarray is not a video file"):
         classifier(np.zeros((4, 8, 8, 3), np.uint8), candidate_labels=LABELS, end=0.5)
     with pytest.raises((ValueError, OSError), match="nowhere.mp4"):
         classifier("nowhere.mp4", candidate_labels=LABELS)
