@@ -11,7 +11,7 @@ from typing import Any
 TIME_TOLERANCE = 1e-3
 _MOST_BYTES = 2**31  # of a download
 _SECONDS_WITHOUT_DATA = 60
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a single letter is a drive of Windows
 
 
 class ClipReadError(ValueError):

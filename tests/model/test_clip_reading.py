@@ -307,8 +307,8 @@ def test_files_that_are_no_local_files(tmp_path, plain):
         read_clip(file, [0.0])
 
 
-def _in_worker(path, results):
-    results.put([numbers(path, [1.0], backend) for backend in USABLE])
+def _in_worker(path, backends, results):
+    results.put([numbers(path, [1.0], backend) for backend in backends])
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -319,7 +319,7 @@ def test_workers_can_read_after_the_parent_has(plain, method):
     assert [numbers(plain, [0.5], backend) for backend in USABLE] == [[15]] * len(USABLE)
     context = multiprocessing.get_context(method)
     results = context.Queue()
-    worker = context.Process(target=_in_worker, args=(plain, results))
+    worker = context.Process(target=_in_worker, args=(plain, USABLE, results))
     worker.start()
     try:
         assert results.get(timeout=60) == [[30]] * len(USABLE)
