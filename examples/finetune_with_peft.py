@@ -4,7 +4,7 @@ The task is action classification on the synthetic world of `svitt-ego demo`: wh
 training clips are those of the train split; the accuracy is that on the test split, whose scenes are unseen. All three
 start from the same pretrained folder and use transformers' own Trainer. On two cores it takes minutes.
 
-    svitt-ego demo --output svitt-ego-demo
+    svitt-ego demo --output svitt-ego-demo --training-videos
     python examples/finetune_with_peft.py --model svitt-ego-demo/model --world svitt-ego-demo/world
 """
 

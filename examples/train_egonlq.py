@@ -1,6 +1,6 @@
 """EgoNLQ end to end: features, a grounding head trained with the stock Trainer, prediction file, recall, baselines.
 
-    svitt-ego demo --output svitt-ego-demo
+    svitt-ego demo --output svitt-ego-demo --training-videos
     python examples/train_egonlq.py --model svitt-ego-demo/model --output runs/egonlq \\
         --train-json svitt-ego-demo/world/train/nlq.json --train-videos svitt-ego-demo/world/train/videos \\
         --train-narrations svitt-ego-demo/world/train/egoclip.csv \\

@@ -4,55 +4,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_svitt_ego.data.clips import EgoClipDataset
 from modeling_svitt_ego.evaluation.encoding import one_thread
-from modeling_svitt_ego.model.clip_reading import frame_indices
-
-
-class ClipsInMemory(EgoClipDataset):
-    """
-    An [`EgoClipDataset`] that finds its frames in a file: of each clip the middle frames of `frames_per_clip` equal
-    segments, among which `"random"` draws one of each group of neighbours. With `frames_per_clip` equal to
-    `num_frames` they are the very frames that [`EgoClipDataset`] decodes with `"middle"`.
-
-    Args:
-        frames (`str`): from [`decode_once`].
-        Others as in [`EgoClipDataset`].
-    """
-
-    COLUMNS = (*EgoClipDataset.COLUMNS, "row")
-
-    def __init__(self, table, store, frames: str | os.PathLike, **kwargs) -> None:
-        super().__init__(table.add_column("row", list(range(len(table)))), store, **kwargs)
-        self.file = Path(frames)
-        self.windows = np.load(self.file.with_suffix(".windows.npy"))
-        self._frames = None
-        stored = np.load(self.file, mmap_mode="r").shape
-        if stored[0] != len(self) or stored[1] % self.num_frames:
-            raise ValueError(
-                f"{self.file} holds {stored[1]} frames of {stored[0]} clips: {len(self)} clips are needed, and a "
-                f"multiple of {self.num_frames} frames."
-            )
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_frames": None}
-
-    def _read(self, annotation: dict[str, Any], seed: int) -> dict[str, Any]:
-        if self._frames is None:
-            self._frames = np.load(self.file, mmap_mode="r")
-        generator = torch.Generator().manual_seed(seed)
-        places = []
-        for _ in range(self.num_views):
-            places += frame_indices(self._frames.shape[1], self.num_frames, self.sampling, generator)
-        row = annotation["row"]
-        return self._example(annotation, self._frames[row][places], *self.windows[row].tolist())
 
 
 def decode_once(clips: EgoClipDataset, frames_per_clip: int, folder: Path, limit_gb: float, workers: int = 0):

@@ -24,14 +24,16 @@ from modeling_svitt_ego.data.clips import ClipCollator, EgoClipDataset
 from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.data.egomcq import EgoMCQClips, load_egomcq
 from modeling_svitt_ego.data.layouts import VideoStore
-from modeling_svitt_ego.demo.demo import TINY_CONFIG, WHITENING_CLIPS, build_processor
+from modeling_svitt_ego.demo.demo import WHITENING_CLIPS, build_processor
+from modeling_svitt_ego.demo.rendered_clips import ClipsInMemory
 from modeling_svitt_ego.evaluation.egomcq import EgoMCQEvaluator
+from modeling_svitt_ego.hub.configs import hub_config
 from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
 from modeling_svitt_ego.training.patch_whitening import whiten_patch_projection
 from modeling_svitt_ego.training.trainer import SViTTEgoTrainer
 from modeling_svitt_ego.weights.warm_start import TOWER_CONFIGS, split_fields
 
-from .clips_in_memory import ClipsInMemory, decode_once
+from .clips_in_memory import decode_once
 from .plan import Setting
 
 CANDIDATES = 2  # frames kept in memory for each frame drawn
@@ -126,8 +128,9 @@ def build_model(setting: Setting, budget: Budget, seed: int, narrations: list[st
 def tiny_config(fields: dict, num_frames: int) -> SViTTEgoConfig:
     """svitt-ego-tiny with other fields; with the published pattern, no temporal blocks, unless they name some."""
     given = split_fields({"num_temporal_blocks": 0, **fields, "vision_num_frames": num_frames})
-    towers = {key: TINY_CONFIG[key] | given[tower] for tower, key in TOWER_CONFIGS.items()}
-    return SViTTEgoConfig(**(TINY_CONFIG | towers | given[""]))
+    tiny = hub_config("svitt-ego-tiny").to_dict()
+    towers = {key: tiny[key] | given[tower] for tower, key in TOWER_CONFIGS.items()}
+    return SViTTEgoConfig.from_dict(tiny | towers | given[""])
 
 
 def train(setting: Setting, seed: int, corpus: Corpus, budget: Budget, workers: int = 0) -> dict:
@@ -234,7 +237,7 @@ def build_evaluator(corpus: Corpus, budget: Budget, processor, workers: int) -> 
     if frames is not None:
         old = evaluator.dataset
         evaluator.dataset = ClipsInMemory(
-            evaluator.questions.clips, old.store, frames, num_frames=budget.num_frames, sampling="middle"
+            evaluator.questions.clips, frames, old.store, num_frames=budget.num_frames, sampling="middle"
         )
         evaluator = evaluator.with_settings(num_workers=0)
     return evaluator
@@ -256,7 +259,7 @@ def _train_set(corpus: Corpus, budget: Budget, seed: int, workers: int) -> EgoCl
     if frames is None:
         plain.on_error = "skip"
         return plain
-    return ClipsInMemory(table, store, frames, num_frames=budget.num_frames, seed=seed)
+    return ClipsInMemory(table, frames, num_frames=budget.num_frames, seed=seed)
 
 
 def _test_frames(corpus: Corpus, budget: Budget, workers: int) -> Path | None:

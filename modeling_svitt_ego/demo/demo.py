@@ -1,6 +1,11 @@
 """`svitt-ego demo`: the package's whole path on a synthetic world, in minutes on a CPU.
 
-World of mp4 files → EgoClip table → pretraining with EgoNCE → EgoMCQ before and after → a folder for the Hub.
+World → EgoClip table → pretraining with EgoNCE → EgoMCQ on mp4 files, before and after → a folder for the Hub.
+
+Training is chaotic: a changed bit anywhere ends in another model. So what differs between machines is kept out of it
+where that can be done: training clips are drawn into memory and pass through no codec, the number of threads is fixed,
+and `svitt-ego demo` fixes the instruction set before torch is loaded. The same commit, libraries and kind of CPU then
+give the same bits, on any number of cores.
 """
 
 import json
@@ -12,13 +17,12 @@ from pathlib import Path
 import torch
 from transformers.trainer_utils import set_seed
 
-from ..data.clips import ClipCollator, EgoClipDataset
+from ..data.clips import ClipCollator
 from ..data.egoclip import load_egoclip
-from ..data.layouts import VideoStore
 from ..evaluation.egomcq import CHANCE, EgoMCQEvaluator
 from ..evaluation.report import EvaluationReport
 from ..hub.card import write_model_card
-from ..model.configuration_svitt_ego import SViTTEgoConfig
+from ..hub.configs import hub_config
 from ..model.modeling_svitt_ego import SViTTEgoModel
 from ..model.processing_svitt_ego import SViTTEgoProcessor
 from ..model.video_processing_svitt_ego import SViTTEgoVideoProcessor
@@ -27,60 +31,14 @@ from ..training.patch_whitening import whiten_patch_projection
 from ..training.trainer import SViTTEgoTrainer
 from ..weights.tokenizer import train_tokenizer
 from .pictures import draw_surviving_patches
-from .synthetic_world import WorldPaths, build_world
+from .rendered_clips import ClipsInMemory, render_clips
+from .synthetic_world import WorldPaths, build_world, plan_videos
 
-# svitt-ego-tiny, made for training from scratch in minutes: BEiT's zero bias tables, small layer scale and initial
-# weights of 0.02 suit a wide, pretrained tower. A block is half a frame: a token attends to the five blocks around its
-# own, which hold the same place one frame back and one ahead, and to one random block of the other three.
-TINY_CONFIG = {
-    "vision_config": {
-        "image_size": 64,
-        "patch_size": 16,
-        "num_frames": 4,
-        "hidden_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 384,
-        "num_local_blocks": 5,
-        "num_random_blocks": 1,
-        "block_size": 8,
-        "keep_rate": 0.7,
-        "prune_layers": [1, 2],
-        "layer_scale_init_value": 1.0,
-        "relative_position_init": "directional",
-        "drop_path_rate": 0.0,
-        "initializer_range": 0.08,
-    },
-    "text_config": {
-        "vocab_size": 512,
-        "hidden_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 256,
-        "max_position_embeddings": 32,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "cls_token_id": 2,
-        "mask_token_id": 4,
-        "initializer_range": 0.08,
-    },
-    "cross_modal_config": {
-        "hidden_size": 128,
-        "encoder_hidden_size": 96,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "intermediate_size": 256,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.08,
-    },
-    "projection_dim": 128,
-    "initializer_range": 0.08,
-    # At this learning rate a free temperature runs away before there is anything to compare.
-    "temperature_init": 0.07,
-    "temperature_max": 0.08,
-}
 WHITENING_CLIPS = 128
+HEIGHT, FPS = 96, 10  # of the world's frames; the model sees crops of them at 64 px
+FRAMES_PER_CLIP = 8  # drawn, for the 4 that training takes
+# Fixed, because the order of a sum depends on it: two processes draw and read, two threads compute.
+NUM_WORKERS, NUM_THREADS = 2, 2
 
 
 @dataclass
@@ -91,16 +49,16 @@ class DemoSettings:
         seconds_per_video (`float`): length of each.
         epochs (`float`): passes over the training clips.
         batch_size (`int`): clips of a contrastive batch.
-        num_views (`int`): draws of frames and crops from each decoded clip; rows of the batch are clips times views.
+        training_videos (`bool`): write the training videos as mp4 too, as the scripts in examples/ need them.
         learning_rate, muon_learning_rate (`float`): peaks of the cosine schedule.
     """
 
     train_videos: int = 120
     test_videos: int = 16
     seconds_per_video: float = 60.0
-    epochs: float = 4.5
-    batch_size: int = 32
-    num_views: int = 2
+    epochs: float = 15.0
+    batch_size: int = 64
+    training_videos: bool = False
     learning_rate: float = 2e-3
     muon_learning_rate: float = 6e-3
 
@@ -120,20 +78,27 @@ def run_demo(output: str | os.PathLike, settings: DemoSettings | None = None, se
     output = Path(output)
     started = time.time()
 
-    print("[1/5] A synthetic first-person world as mp4 files, narrated", flush=True)
+    print("[1/5] A synthetic first-person world, narrated", flush=True)
     world = build_world(
         output / "world",
         {"train": settings.train_videos, "test": settings.test_videos},
-        seconds_per_video=settings.seconds_per_video,
-        seed=seed,
+        settings.seconds_per_video,
+        seed,
+        HEIGHT,
+        FPS,
+        NUM_WORKERS,
+        None if settings.training_videos else ["test"],
     )
 
     print("[2/5] svitt-ego-tiny from scratch", flush=True)
     set_seed(seed)
     table = load_egoclip(world["train"].egoclip)
+    plans = plan_videos(seed, 0, settings.train_videos, settings.seconds_per_video)
+    frames = render_clips(plans, table, FRAMES_PER_CLIP, HEIGHT, FPS, output / "training_clips.npy", NUM_WORKERS)
     processor = build_processor(table["clip_text"])
-    model = SViTTEgoModel._from_config(SViTTEgoConfig(**TINY_CONFIG))
-    trainer = build_trainer(model, processor, table, world, output, settings, seed)
+    model = SViTTEgoModel._from_config(hub_config("svitt-ego-tiny"))
+    clips = ClipsInMemory(table, frames, num_frames=4, seed=seed)
+    trainer = build_trainer(model, processor, clips, world, output, settings, seed)
     whiten_patches(trainer)
     print(f"      {sum(p.numel() for p in model.parameters()):,} parameters, {len(table)} training clips", flush=True)
 
@@ -166,27 +131,25 @@ def run_demo(output: str | os.PathLike, settings: DemoSettings | None = None, se
 
 def build_processor(narrations: list[str]) -> SViTTEgoProcessor:
     """The tiny model's processor, with a word vocabulary of the training narrations."""
-    vision, text = TINY_CONFIG["vision_config"], TINY_CONFIG["text_config"]
+    config = hub_config("svitt-ego-tiny")
+    vision = config.vision_config
     video_processor = SViTTEgoVideoProcessor(
-        size={"height": vision["image_size"], "width": vision["image_size"]}, num_frames=vision["num_frames"]
+        size={"height": vision.image_size, "width": vision.image_size}, num_frames=vision.num_frames
     )
-    tokenizer = train_tokenizer(narrations, vocab_size=text["vocab_size"])
+    tokenizer = train_tokenizer(narrations, vocab_size=config.text_config.vocab_size)
     return SViTTEgoProcessor(video_processor, tokenizer)
 
 
-def split_cores() -> tuple[int, int]:
-    """(workers that decode, threads that compute): half of the cores each. Sharing them all slows both down."""
-    cores = os.cpu_count() or 1
-    return max(1, cores // 2), max(1, cores - cores // 2)
-
-
-def build_trainer(model, processor, table, world: WorldPaths, output: Path, settings: DemoSettings, seed: int):
-    workers, threads = split_cores()
-    torch.set_num_threads(threads)
-    frames = model.config.vision_config.num_frames
-    train_set = EgoClipDataset(
-        table, VideoStore(world["train"].videos), num_frames=frames, seed=seed, num_views=settings.num_views
-    )
+def build_trainer(
+    model: SViTTEgoModel,
+    processor: SViTTEgoProcessor,
+    clips: ClipsInMemory,
+    world: WorldPaths,
+    output: Path,
+    settings: DemoSettings,
+    seed: int,
+) -> SViTTEgoTrainer:
+    torch.set_num_threads(NUM_THREADS)
     arguments = SViTTEgoTrainingArguments(
         output_dir=str(output / "checkpoints"),
         num_train_epochs=settings.epochs,
@@ -202,18 +165,17 @@ def build_trainer(model, processor, table, world: WorldPaths, output: Path, sett
         report_to="none",
         scene_aware_negatives=False,  # from scratch, hard negatives slow the first steps more than they help
         max_grad_norm=1.0,
-        dataloader_num_workers=workers,
+        dataloader_num_workers=1,
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
     )
-    evaluator = EgoMCQEvaluator(
-        world["test"].egomcq, world["test"].videos, processor, frames, batch_size=64, num_workers=workers
-    )
-    collator = ClipCollator(processor, num_views=settings.num_views, do_random_resized_crop=True)
+    test = world["test"]
+    evaluator = EgoMCQEvaluator(test.egomcq, test.videos, processor, clips.num_frames, batch_size=64, num_workers=1)
+    collator = ClipCollator(processor, do_random_resized_crop=True)
     return SViTTEgoTrainer(
         model=model,
         args=arguments,
-        train_dataset=train_set,
+        train_dataset=clips,
         data_collator=collator,
         processing_class=processor,
         evaluator=evaluator,

@@ -11,6 +11,7 @@ import torch
 from modeling_svitt_ego.data.clips import EgoClipDataset
 from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.data.layouts import VideoStore
+from modeling_svitt_ego.demo.rendered_clips import ClipsInMemory
 from modeling_svitt_ego.demo.synthetic_world import build_world
 
 experiments = importlib.import_module("experiments")
@@ -133,12 +134,12 @@ def test_clips_in_memory_are_the_decoded_ones(world, tmp_path):
     table, store = load_egoclip(world / "train" / "egoclip.csv"), VideoStore(world / "train" / "videos")
     plain = EgoClipDataset(table, store, num_frames=4, sampling="middle")
     file = clips_in_memory.decode_once(plain, 4, tmp_path, limit_gb=1.0)
-    kept = clips_in_memory.ClipsInMemory(table, store, file, num_frames=4, sampling="middle")
+    kept = ClipsInMemory(table, file, num_frames=4, sampling="middle")
     for row in (0, 7, len(table) - 1):
         np.testing.assert_array_equal(kept[row]["video"], plain[row]["video"])
         assert {**kept[row], "video": 0} == {**plain[row], "video": 0}
     eight = clips_in_memory.decode_once(plain, 8, tmp_path, limit_gb=1.0)
-    drawn = clips_in_memory.ClipsInMemory(table, store, eight, num_frames=4, sampling="random")
+    drawn = ClipsInMemory(table, eight, num_frames=4, sampling="random")
     epochs = []
     for epoch in range(4):
         drawn.set_epoch(epoch)

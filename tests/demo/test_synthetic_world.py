@@ -14,17 +14,10 @@ import pytest
 from modeling_svitt_ego.corpus.egoclip_building import EGOCLIP_COLUMNS
 from modeling_svitt_ego.data.taxonomy import read_taxonomy
 from modeling_svitt_ego.demo.synthetic_objects import NOUNS, SceneObject
+from modeling_svitt_ego.demo.synthetic_plan import NUM_OBJECTS, plan_video
 from modeling_svitt_ego.demo.synthetic_scene import VERBS, ObjectState, SceneRenderer, action_pose
-from modeling_svitt_ego.demo.synthetic_world import (
-    NOUN_TAXONOMY,
-    NUM_OBJECTS,
-    TWIN_VERBS,
-    VERB_TAXONOMY,
-    build_world,
-    plan_video,
-    render_frames,
-    render_videos,
-)
+from modeling_svitt_ego.demo.synthetic_video import render_frames, render_videos
+from modeling_svitt_ego.demo.synthetic_world import NOUN_TAXONOMY, TWIN_VERBS, VERB_TAXONOMY, build_world
 
 ARGUMENTS = dict(split_sizes={"train": 2, "test": 5}, seconds_per_video=24.0, seed=5, height=48, fps=6)
 
@@ -107,7 +100,7 @@ def test_videos_are_h264_of_the_stated_length_with_short_gops(world):
 
 def test_long_videos_are_cut_as_egovlp_cuts_them(tmp_path, monkeypatch):
     """Catches a chunk that starts at the wrong frame: the parts together are the whole."""
-    monkeypatch.setattr("modeling_svitt_ego.demo.synthetic_world.CHUNK_SECONDS", 4)
+    monkeypatch.setattr("modeling_svitt_ego.demo.synthetic_video.CHUNK_SECONDS", 4)
     plan = plan_video((0, 0, 0), 10.0)
     render_videos([plan], tmp_path, height=32, fps=4, num_workers=1)
     counts = []

@@ -9,10 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForVideoClassification
 
-from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoModel
+from modeling_svitt_ego import SViTTEgoModel
 from modeling_svitt_ego.data.egoclip import load_egoclip
-from modeling_svitt_ego.demo.demo import TINY_CONFIG, build_processor
+from modeling_svitt_ego.demo.demo import build_processor
 from modeling_svitt_ego.demo.synthetic_world import build_world
+from modeling_svitt_ego.hub.configs import hub_config
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_with_peft.py"
 
@@ -24,7 +25,7 @@ def run(tmp_path_factory):
     world = build_world(folder / "world", {"train": 1, "test": 1}, seconds_per_video=20.0, num_workers=1)
     processor = build_processor(load_egoclip(world["train"].egoclip)["clip_text"])
     torch.manual_seed(0)
-    SViTTEgoModel(SViTTEgoConfig(**TINY_CONFIG)).save_pretrained(folder / "model")
+    SViTTEgoModel(hub_config("svitt-ego-tiny")).save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     spec = importlib.util.spec_from_file_location("finetune_with_peft", EXAMPLE)
     example = importlib.util.module_from_spec(spec)

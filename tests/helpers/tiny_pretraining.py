@@ -11,7 +11,8 @@ from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoModel
 from modeling_svitt_ego.data.clips import ClipCollator, EgoClipDataset
 from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.data.layouts import VideoStore
-from modeling_svitt_ego.demo.demo import TINY_CONFIG, build_processor
+from modeling_svitt_ego.demo.demo import build_processor
+from modeling_svitt_ego.hub.configs import hub_config
 from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
 from modeling_svitt_ego.training.trainer import SViTTEgoTrainer
 from tests.helpers.tiny_data import egoclip_row, write_egoclip, write_video
@@ -34,12 +35,13 @@ def free_port() -> str:
 
 def small_config(lively=True, **fields) -> SViTTEgoConfig:
     """Dropout, drop path and random edges if `lively`; else each of the 8 blocks is attended and nothing is drawn."""
-    towers = {name: TINY_CONFIG[name] | SMALL for name in ("vision_config", "text_config", "cross_modal_config")}
+    tiny = hub_config("svitt-ego-tiny").to_dict()
+    towers = {name: tiny[name] | SMALL for name in ("vision_config", "text_config", "cross_modal_config")}
     towers["vision_config"] |= {"drop_path_rate": 0.2} if lively else {"num_random_blocks": 3}
     towers["cross_modal_config"] |= {"encoder_hidden_size": 32}
     for name in ("text_config", "cross_modal_config"):
         towers[name] |= LIVELY if lively else STILL
-    return SViTTEgoConfig(**(TINY_CONFIG | towers | {"projection_dim": 16} | fields))
+    return SViTTEgoConfig.from_dict(tiny | towers | {"projection_dim": 16} | fields)
 
 
 def make_corpus(root):

@@ -22,6 +22,7 @@ PARAMETERS = {
     "svitt-ego-base-dense": (174_415_137, 203_394_653),
     "svitt-ego-base-edge": (174_415_137, 203_394_653),
     "svitt-ego-base-node": (174_415_137, 203_394_653),
+    "svitt-ego-base-temporal": (174_415_137, 203_394_653),
 }
 
 
@@ -58,7 +59,7 @@ def test_each_variant_builds_with_the_published_size(folder):
 def test_each_variants_sparsity_is_what_its_name_says(name):
     config = AutoConfig.from_pretrained(REPO / "hub_configs" / name)
     vision, fusion = config.vision_config, config.cross_modal_config
-    edges = (vision.num_local_blocks, vision.num_random_blocks, vision.block_size)
+    edges = (vision.num_local_blocks, vision.num_temporal_blocks, vision.num_random_blocks, vision.block_size)
     nodes = (vision.keep_rate, vision.prune_layers, fusion.keep_rate, fusion.prune_layers)
     pruned, whole = (0.7, [3, 6, 9], 0.1, [0]), (1.0, [], 1.0, [])
     kind = name.removeprefix("svitt-ego-base").removeprefix("-")
@@ -66,7 +67,7 @@ def test_each_variants_sparsity_is_what_its_name_says(name):
     if kind in ("dense", "node"):
         assert vision.num_random_blocks is None
     else:
-        assert edges == ((1, 5, 56) if kind == "1-5-56" else (1, 3, 56))
+        assert edges == {"1-5-56": (1, 0, 5, 56), "temporal": (1, 2, 1, 49)}.get(kind, (1, 0, 3, 56))
     assert vision.released_attention is (kind == "1-5-56")
 
 

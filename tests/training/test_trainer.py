@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoModel
+from modeling_svitt_ego import SViTTEgoModel
 from modeling_svitt_ego.data.clips import ClipCollator, EgoClipDataset
 from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.data.layouts import VideoStore
-from modeling_svitt_ego.demo.demo import TINY_CONFIG, build_processor
+from modeling_svitt_ego.demo.demo import build_processor
+from modeling_svitt_ego.hub.configs import hub_config
 from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
 from modeling_svitt_ego.training.trainer import SViTTEgoTrainer
 from tests.helpers.tiny_data import egoclip_row, write_egoclip, write_video
@@ -27,7 +28,7 @@ def make_trainer(corpus, folder, **arguments):
     table, store = corpus
     torch.manual_seed(0)
     processor = build_processor(table["clip_text"])
-    model = SViTTEgoModel(SViTTEgoConfig(**TINY_CONFIG))
+    model = SViTTEgoModel(hub_config("svitt-ego-tiny"))
     settings = dict(max_steps=4, per_device_train_batch_size=4, logging_steps=2, learning_rate=1e-3)
     return SViTTEgoTrainer(
         model=model,
