@@ -36,7 +36,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["modeling_svitt_ego", "modeling_svitt_ego.*"]),
-    package_data={"modeling_svitt_ego": ["py.typed"], "modeling_svitt_ego.evaluation": ["evaluate_modules/*/*.py"]},
+    package_data={
+        "modeling_svitt_ego": ["py.typed"],
+        "modeling_svitt_ego.evaluation": ["evaluate_modules/*/*.py"],
+        "modeling_svitt_ego.hub": ["templates/*.py"],
+    },
     cmdclass={"build_py": BuildWithData},
     python_requires=">=3.10",
     install_requires=[

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import __version__
-from .commands import convert, corpus, demo, evaluate, export, plan, pretrain, push, video
+from .commands import convert, corpus, demo, evaluate, export, plan, pretrain, push, space, video
 from .commands.arguments import CommandParser
 from .commands.running import DEBUG_HELP, run, same_command
 
@@ -75,6 +75,12 @@ COMMANDS = (
         push.run_push,
         "nothing changes on the Hub before the commit is complete",
         goes_on=True,
+    ),
+    Command(
+        "space",
+        "write a folder for a Gradio Space: search, names of actions, kept patches",
+        space.add_space_arguments,
+        space.run_space,
     ),
     Command(
         "export",

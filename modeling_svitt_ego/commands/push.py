@@ -17,6 +17,13 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="what `svitt-ego evaluate` wrote, for the card, which is then written again; may be given several times",
     )
+    parser.add_argument(
+        "--leaderboard",
+        action="append",
+        default=[],
+        metavar="BENCHMARK=USER/DATASET",
+        help="also write .eval_results for the benchmark's data set on the Hub; may be given several times",
+    )
     parser.add_argument("--license", help="of the weights, such as apache-2.0, for a card that is made")
     parser.add_argument("--training-data", help="what it was trained on, in words, for a card that is made")
 
@@ -28,6 +35,9 @@ def run_push(arguments: argparse.Namespace) -> None:
     print(f"{arguments.folder}: {len(parts.files) + 1} files for {arguments.repo}", flush=True)
     if parts.left_out:
         print(f"not sent: {', '.join(parts.left_out)}", flush=True)
+    wrong = [entry for entry in arguments.leaderboard if entry.count("=") != 1 or entry.count("/") != 1]
+    if wrong:
+        raise ValueError(f"--leaderboard takes BENCHMARK=USER/DATASET, not {wrong[0]!r}.")
     options = {"license": arguments.license, "training_data": arguments.training_data}
     info = push_folder(
         arguments.folder,
@@ -37,6 +47,7 @@ def run_push(arguments: argparse.Namespace) -> None:
         commit_message=arguments.message,
         token=arguments.token,
         evaluations=arguments.evaluation,
+        leaderboards=dict(entry.split("=") for entry in arguments.leaderboard),
         **{name: value for name, value in options.items() if value is not None},
     )
     print(f"{info.commit_url}")

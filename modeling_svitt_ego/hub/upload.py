@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers.dynamic_module_utils import get_relative_imports
 
 from ..files.plain_names import check_plain_name, file_inside
+from ..evaluation.report import EvaluationReport
 from .card import (
     PLACEHOLDER_NAME,
     TRAINING_ARGUMENTS_NAME,
@@ -22,6 +23,7 @@ from .card import (
     render_model_card,
     weight_files,
 )
+from .extras import endpoint_handler, is_dual_encoder, leaderboard_results, notebook
 
 PROCESSOR_FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
@@ -161,6 +163,7 @@ def push_folder(
     commit_message: str | None = None,
     token: str | None = None,
     evaluations: Iterable[str | os.PathLike | dict] = (),
+    leaderboards: dict[str, str] | None = None,
     **card_options,
 ) -> CommitInfo:
     """
@@ -174,6 +177,7 @@ def push_folder(
         token (`str`): with write access; by default the one that `hf auth login` stored, or `HF_TOKEN`.
         evaluations: files of `svitt-ego evaluate`; the card is rendered from them. Without, the folder's README.md is
             sent with its name filled in, and a folder without one gets a card that says "not measured".
+        leaderboards (`dict[str, str]`): benchmark to the data set on the Hub whose leaderboard its evaluation goes to.
         card_options: of [`render_model_card`], for a card that is rendered.
 
     Raises:
@@ -195,6 +199,10 @@ def push_folder(
         card = render_model_card(folder, evaluations, repo_id=repo_id, **card_options).content
     additions = [CommitOperationAdd(name, folder / name) for name in parts.files]
     additions.append(CommitOperationAdd("README.md", card.encode("utf-8")))
+    extras = leaderboard_results([EvaluationReport.read(source) for source in evaluations], leaderboards or {})
+    if is_dual_encoder(folder):
+        extras |= {"handler.py": endpoint_handler(), "notebook.ipynb": notebook(repo_id)}
+    additions += [CommitOperationAdd(name, content) for name, content in extras.items()]
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True, token=token)

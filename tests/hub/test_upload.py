@@ -76,10 +76,11 @@ def test_push_writes_weights_code_processor_and_card_in_one_commit(folder, hub, 
     assert commit.message == "first" and hub.repos[NAME].private and commit.sha in out
     assert "training_args.bin" in out and "checkpoint-10/" in out  # named as not sent
     pushed = commit.files.keys() - {".gitattributes"}
-    assert pushed == {*find_parts(folder).files, "README.md"}
+    made = {"README.md", "handler.py", "notebook.ipynb"}
+    assert pushed == {*find_parts(folder).files, *made}
     kinds = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "modeling_svitt_ego.py")
     assert pushed >= {*kinds, "sparsity.py", "video_processing_svitt_ego.py"}
-    assert contents(folder, pushed - {"README.md"}) == {name: commit.files[name] for name in pushed - {"README.md"}}
+    assert contents(folder, pushed - made) == {name: commit.files[name] for name in pushed - made}
     card = commit.files["README.md"].decode()
     assert f'name = "{NAME}"' in card and "USER/MODEL" not in card
     assert hub.repos[NAME].lfs.keys() == {oid for oid, _ in hub.uploads} and len(hub.uploads) == 1
