@@ -27,6 +27,7 @@ from ..model.processing_svitt_ego import SViTTEgoProcessor
 from ..weights.fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
 from .frame_order import check_frame_order, ordered_frames
 from .vector_cache import VectorCache
+from .views import Views
 
 ON_ERROR = ("raise", "wrong")
 WRITE_EVERY = 30.0  # seconds between two files of the cache: what a killed run loses
@@ -64,6 +65,7 @@ class EncoderSettings:
         cache (`str`, *optional*): folder for vectors by (weights, clip, transform); a stopped run goes on from it.
         layout (`str`, *optional*): layout of the video folder; found by looking otherwise.
         frame_order (`str`): one of `natural`, `shuffled`, `reversed`, `repeated`, see [`frame_order`].
+        views ([`Views`]): what of a clip is seen; vectors, logits and log odds are averaged over the views.
     """
 
     batch_size: int = 32
@@ -72,6 +74,7 @@ class EncoderSettings:
     cache: str | os.PathLike | None = None
     layout: str | None = None
     frame_order: str = "natural"
+    views: Views = Views()
 
     def __post_init__(self):
         if self.on_error not in ON_ERROR:
@@ -137,16 +140,14 @@ class Encoder:
                 f"Evaluation needs clips with on_error='raise', not {clips.on_error!r}: it would be another clip."
             )
         keys = self._clip_keys(clips)
-        order, batch_size, num_workers = (
-            self.settings.frame_order,
-            self.settings.batch_size,
-            self.settings.num_workers,
-        )
+        order, views = self.settings.frame_order, self.settings.views
+        batch_size, num_workers = self.settings.batch_size, self.settings.num_workers
         made_by = self._made_by(
             model,
             kind="clip logits" if head else "clip embedding",
             transform=video_fingerprint(self.processor),
-            frames=f"{clips.num_frames} {clips.sampling}{'' if order == 'natural' else f', {order}'}",
+            frames=f"{clips.num_frames} {clips.sampling}{'' if order == 'natural' else f', {order}'}"
+            + ("" if len(views) == 1 else f", {views}"),
         )
         embeds = VectorCache(self.settings.cache, made_by)
         pairs = np.empty((0, 2), dtype=np.int64) if pairs is None else np.asarray(pairs)
@@ -167,7 +168,7 @@ class Encoder:
                 _Rows(clips, rows, self.settings.on_error),
                 batch_size=batch_size,
                 num_workers=num_workers,
-                collate_fn=_Collate(self.processor, order),
+                collate_fn=_Collate(self.processor, order, views),
                 worker_init_fn=one_thread if num_workers else None,
             )
             parameter = next(model.parameters())
@@ -179,20 +180,23 @@ class Encoder:
                 failures.extend(failed)
                 if not read:
                     continue
-                pixels = pixels.to(parameter.device, parameter.dtype)
-                if head:
-                    embeds.add(
-                        [keys[row] for row in read], model(pixels, return_dict=True).logits.float().cpu().numpy()
-                    )
-                else:
-                    outputs = model.get_video_features(pixels, return_dict=True)
-                    embeds.add([keys[row] for row in read], _unit(outputs.pooler_output))
                 wanted = [(i, p) for i, row in enumerate(read) for p in pairs_of.get(row, ())]
-                for first in range(0, len(wanted), batch_size):
-                    chunk = wanted[first : first + batch_size]
-                    states = outputs.last_hidden_state[[i for i, _ in chunk]]
-                    logits = self._match(model, [texts[pairs[p, 1]] for _, p in chunk], states)
-                    matches.add([pair_keys[p] for _, p in chunk], logits[:, None])
+                vectors: list[torch.Tensor] = []
+                odds: list[np.ndarray] = []
+                for view in pixels:
+                    view = view.to(parameter.device, parameter.dtype)
+                    if head:
+                        vectors.append(model(view, return_dict=True).logits.float().cpu())
+                        continue
+                    outputs = model.get_video_features(view, return_dict=True)
+                    vectors.append(F.normalize(outputs.pooler_output.float(), dim=-1).cpu())
+                    if wanted:
+                        states, wanted_texts = outputs.last_hidden_state, [texts[pairs[p, 1]] for _, p in wanted]
+                        odds.append(self._match_all(model, wanted_texts, states, [i for i, _ in wanted]))
+                mean = torch.stack(vectors).mean(0)
+                embeds.add([keys[row] for row in read], mean.numpy() if head else _unit(mean))
+                if wanted:
+                    matches.add([pair_keys[p] for _, p in wanted], np.mean(odds, axis=0)[:, None])
                 if time.monotonic() - written > WRITE_EVERY:
                     embeds.write()
                     matches.write()
@@ -231,6 +235,17 @@ class Encoder:
         with evaluating(model):
             self._divide(missing, compute, [embeds], [])
         return _stack(embeds, texts)
+
+    def _match_all(
+        self, model: nn.Module, texts: list[str], video_states: torch.Tensor, clips: list[int]
+    ) -> np.ndarray:
+        """Log odds `(pairs,)` that text i describes clip `clips[i]`, `batch_size` pairs at a time."""
+        size = self.settings.batch_size
+        parts = [
+            self._match(model, texts[first : first + size], video_states[clips[first : first + size]])
+            for first in range(0, len(texts), size)
+        ]
+        return np.concatenate(parts)
 
     def _match(self, model: nn.Module, texts: list[str], video_states: torch.Tensor) -> np.ndarray:
         """Log odds `(pairs,)` that text i describes clip i."""
@@ -314,18 +329,23 @@ class _Rows(Dataset):
 
 
 class _Collate:
-    """Rows → (rows read, pixel values `(rows read, num_frames, channels, height, width)` or None, failures)."""
+    """Rows → (rows read, pixels `(views, rows read, num_frames, channels, height, width)` or None, failures)."""
 
-    def __init__(self, processor: Callable, frame_order: str):
+    def __init__(self, processor: Callable, frame_order: str, views: Views):
         self.processor = processor
         self.frame_order = frame_order
+        self.views = views
 
     def __call__(self, examples: list[tuple]) -> tuple[list[int], torch.Tensor | None, list[dict]]:
         read = [(row, video) for row, video, failure in examples if failure is None]
         failures = [failure for _, _, failure in examples if failure is not None]
         if not read:
             return [], None, failures
-        videos = [video[ordered_frames(len(video), self.frame_order, seed=row)] for row, video in read]
+        seen = [
+            [view[ordered_frames(len(view), self.frame_order, seed=row)] for view in self.views.of_frames(video)]
+            for row, video in read
+        ]
+        videos = [views[number] for number in range(len(seen[0])) for views in seen]  # view after view
         pixels = self.processor(
             videos=videos,
             return_tensors="pt",
@@ -333,6 +353,7 @@ class _Collate:
             do_random_resized_crop=False,
             do_random_flip=False,
         )["pixel_values_videos"]
+        pixels = self.views.of_pixels(pixels.unflatten(0, (-1, len(read))))
         return [row for row, _ in read], pixels, failures
 
 

@@ -83,9 +83,8 @@ class ClipEvaluator(Evaluator):
         self.processor = processor
         self.num_frames = num_frames
         self.encoder = Encoder(processor, settings, accelerator)
-        self.dataset = EgoClipDataset(
-            clips, VideoStore(video_root, settings.layout), num_frames=num_frames, sampling="middle"
-        )
+        store, all_frames = VideoStore(video_root, settings.layout), num_frames * settings.views.num_clips
+        self.dataset = EgoClipDataset(clips, store, num_frames=all_frames, sampling="middle")
 
     @property
     def settings(self) -> EncoderSettings:
@@ -110,8 +109,11 @@ class ClipEvaluator(Evaluator):
 
     def with_settings(self, **fields):
         """The same evaluator with other settings, such as `frame_order="shuffled"`; the clips are shared."""
-        other = copy.copy(self)
-        other.encoder = Encoder(self.processor, replace(self.settings, **fields), self.accelerator)
+        other, settings = copy.copy(self), replace(self.settings, **fields)
+        other.encoder = Encoder(self.processor, settings, self.accelerator)
+        if settings.views.num_clips != self.settings.views.num_clips:
+            other.dataset = copy.copy(self.dataset)
+            other.dataset.num_frames = self.num_frames * settings.views.num_clips
         return other
 
     def make_report(
@@ -139,6 +141,7 @@ class ClipEvaluator(Evaluator):
             "frame_order": self.settings.frame_order,
             "condition": CONDITIONS[self.settings.frame_order],
         }
+        fields["details"] = {"views": str(self.settings.views)} | fields.get("details", {})
         return EvaluationReport.of_numbers(self.benchmark, numbers, intervals, **(shared | fields))
 
 
