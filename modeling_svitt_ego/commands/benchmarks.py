@@ -45,6 +45,7 @@ def _open_clips(arguments: argparse.Namespace, scoring: str, make: Callable[...,
     from accelerate import Accelerator
 
     from ..evaluation.encoding import EncoderSettings
+    from ..evaluation.views import Views
     from ..weights.loading import load_checkpoint, load_processor, local_folder
 
     # Before the weights: a wrong path should not cost their loading.
@@ -58,6 +59,7 @@ def _open_clips(arguments: argparse.Namespace, scoring: str, make: Callable[...,
         cache=arguments.cache,
         layout=arguments.layout,
         frame_order=arguments.frame_order,
+        views=Views(arguments.num_clips, arguments.crops, arguments.flip),
     )
     folder = local_folder(arguments.folder)
     accelerator = Accelerator()
@@ -121,6 +123,23 @@ def _add_ek100(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", required=True, help="EPIC_100_retrieval_test.csv")
     parser.add_argument("--sentences", required=True, help="EPIC_100_retrieval_test_sentence.csv")
     parser.add_argument("--template", default="{}", help="what is made of a sentence, such as '#C C {}'")
+    parser.add_argument(
+        "--scoring",
+        default="dual",
+        choices=("dual", "dual-softmax", "rerank"),
+        help="cosines; cosines normalised over the whole test set; or the best of each ranking ordered by the fusion "
+        "tower",
+    )
+    parser.add_argument("--top-k", type=int, default=20, help="with rerank: how many of each ranking")
+    parser.add_argument("--temperature", type=float, default=0.05, help="of the dual softmax")
+    parser.add_argument("--submission", metavar="FILE", help="also write the challenge's file (.pkl)")
+    parser.add_argument(
+        "--supervision",
+        type=int,
+        nargs=3,
+        metavar=("PT", "TL", "TD"),
+        help="levels that the submission declares: pretraining, training labels, training data",
+    )
 
 
 def _open_ek100(arguments: argparse.Namespace) -> Opened:
@@ -128,9 +147,19 @@ def _open_ek100(arguments: argparse.Namespace) -> Opened:
 
     def make(*rest, **fields):
         files = arguments.annotations, arguments.sentences, arguments.videos
-        return EK100Evaluator(*files, *rest, template=arguments.template, **fields)
+        return EK100Evaluator(
+            *files,
+            *rest,
+            template=arguments.template,
+            scoring=arguments.scoring,
+            top_k=arguments.top_k,
+            temperature=arguments.temperature,
+            submission=arguments.submission,
+            supervision=arguments.supervision,
+            **fields,
+        )
 
-    return _open_clips(arguments, "dual", make)
+    return _open_clips(arguments, "fusion" if arguments.scoring == "rerank" else "dual", make)
 
 
 def _add_classification(parser: argparse.ArgumentParser) -> None:
@@ -186,7 +215,7 @@ BENCHMARKS = {
         _open_egonlq,
         reads_clips=False,
     ),
-    "ek100": Benchmark("EPIC-KITCHENS-100 multi-instance retrieval, zero-shot", _add_ek100, _open_ek100),
+    "ek100": Benchmark("EPIC-KITCHENS-100 multi-instance retrieval", _add_ek100, _open_ek100),
     "video-classification": Benchmark(
         "verbs, nouns, actions or labels: zero-shot by prompts, or by a trained head",
         _add_classification,

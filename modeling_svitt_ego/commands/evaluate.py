@@ -30,7 +30,9 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", required=True, help="folder of the videos, in any known layout")
-    parser.add_argument("--layout", help="undivided, egovlp, lavila or avion; found by looking otherwise")
+    parser.add_argument(
+        "--layout", help="undivided, egovlp, lavila or avion, found by looking; or epic, epic-avion, egtea"
+    )
     parser.add_argument("--num-frames", type=positive_int, help="frames per clip; the model's own number by default")
     parser.add_argument(
         "--frame-order",
@@ -38,6 +40,9 @@ def _add_clip_arguments(parser: argparse.ArgumentParser) -> None:
         choices=FRAME_ORDERS,
         help="a control: what the model loses in another order is what it owes to time",
     )
+    parser.add_argument("--num-clips", type=positive_int, default=1, help="sets of frames per clip, averaged")
+    parser.add_argument("--crops", default="whole", choices=("whole", "three"), help="three squares, averaged")
+    parser.add_argument("--flip", action="store_true", help="average with the mirror image")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="clips embedded at once")
     parser.add_argument(
         "--num-workers",

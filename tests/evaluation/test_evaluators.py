@@ -18,7 +18,7 @@ from modeling_svitt_ego import SViTTEgoForVideoClassification, SViTTEgoForVideoT
 from modeling_svitt_ego.cli import main
 from modeling_svitt_ego.evaluation.egomcq import EgoMCQEvaluator
 from modeling_svitt_ego.evaluation.egonlq import evaluate_egonlq, read_predictions
-from modeling_svitt_ego.evaluation.ek100 import EK100Evaluator
+from modeling_svitt_ego.evaluation.ek100 import EK100Evaluator, EK100Scores
 from modeling_svitt_ego.evaluation.report import EvaluationReport
 from modeling_svitt_ego.evaluation.vector_cache import VectorCache
 from modeling_svitt_ego.hub.card import render_model_card
@@ -357,7 +357,7 @@ def test_ek100_from_the_two_files(world, epic, tmp_path, monkeypatch):
     assert report.num_items == 4 and report.counts["num_texts"] == 3 and report.primary_metrics == ["map", "ndcg"]
     assert 0 < report.metrics["map_strict"] <= 100 and report.intervals["map"][0] <= report.intervals["map"][1]
     perfect = np.array([[1, 0, 0.5], [0, 1, 0.5], [1, 0, 0.5], [0.5, 0.5, 1]])
-    monkeypatch.setattr(evaluator, "scores", lambda model: (perfect, []))
+    monkeypatch.setattr(evaluator, "scores", lambda model: EK100Scores(perfect, perfect.T, []))
     assert evaluator(model).metrics["ndcg"] == pytest.approx(100.0)
     assert evaluator(model).metrics["map_strict"] == pytest.approx(100.0)
 
