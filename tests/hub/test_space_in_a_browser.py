@@ -59,7 +59,7 @@ def test_a_visitor_finds_moments_on_a_phone(app, tmp_path):
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
         page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.set_default_timeout(300_000)
+        page.set_default_timeout(120_000)
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.goto(app)
         page.set_input_files("#video input[type=file]", str(tmp_path / "clip.mp4"))
@@ -67,7 +67,7 @@ def test_a_visitor_finds_moments_on_a_phone(app, tmp_path):
         page.fill("#query textarea, #query input", "#C C picks up the cup")
         page.click("#find")
         page.wait_for_function(
-            "document.querySelectorAll('#moments tbody tr').length >= 4 && document.querySelector('#pictures img')"
+            "document.querySelectorAll('#moments tbody tr').length && document.querySelectorAll('#pictures img').length"
         )
         assert "0:01.0" in page.inner_text("#moments")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
