@@ -67,7 +67,7 @@ def test_a_visitor_finds_moments_on_a_phone(app, tmp_path):
         page.fill("#query textarea, #query input", "#C C picks up the cup")
         page.click("#find")
         page.wait_for_function(
-            "document.querySelectorAll('#moments tbody tr').length && document.querySelectorAll('#pictures img').length"
+            "['#moments tbody tr', '#pictures img'].every((found) => document.querySelectorAll(found).length > 0)"
         )
         assert "0:01.0" in page.inner_text("#moments")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
