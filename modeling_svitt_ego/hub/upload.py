@@ -14,8 +14,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ..files.plain_names import check_plain_name, file_inside
 from ..evaluation.report import EvaluationReport
+from ..files.plain_names import check_plain_name, file_inside
 from .card import (
     PLACEHOLDER_NAME,
     TRAINING_ARGUMENTS_NAME,
