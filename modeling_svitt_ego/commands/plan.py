@@ -23,7 +23,10 @@ def run_plan(arguments: argparse.Namespace) -> None:
         config = load_config(arguments.model)
     num_frames = arguments.num_frames or config.vision_config.num_frames
     reserve = RESERVE_GIB if arguments.reserve is None else arguments.reserve
-    memories = [training_memory(config, num_frames, arguments.text_length, on) for on in (False, True)]
+    memories = [
+        training_memory(config, num_frames, arguments.text_length, checkpointing, desc=desc)
+        for checkpointing, desc in ((False, "counting"), (True, "counting, with checkpointing"))
+    ]
     plain = memories[0]
     print(
         f"Training {arguments.model or 'the base size'}: {plain.num_parameters / 1e6:.1f} M parameters, clips of "

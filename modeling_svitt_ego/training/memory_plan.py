@@ -1,20 +1,21 @@
-"""What training takes of memory: bytes kept for the backward, bytes alive at the peak, and the batch that fits a card.
+"""Memory of training: bytes kept for the backward, bytes alive at the peak, and the largest batch that fits a card.
 
 The bytes are counted on tensors without data (torch's fake tensors), so no card is needed and none is asked. What a
-card takes besides, CUDA's context and what its allocator cannot use, is assumed.
+card takes in addition, CUDA's context and what its allocator cannot use, is assumed.
 """
 
 import bisect
 import copy
 import weakref
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tqdm.auto import tqdm
 from transformers.initialization import no_init_weights
 
 from ..model import block_attention
@@ -159,9 +160,7 @@ def count_bytes(
         bf16 (`bool`): in bfloat16 autocast, or in float32.
         on_cpu (`bool`): with a CPU's chunks of attention scores, or with a GPU's, which are larger.
     """
-    # The tensors without data say that they are on a CPU: torch's engine does not run without the device they name.
-    chunks = dict.fromkeys(("CPU_CHUNK_ELEMENTS", "CPU_DENSE_CHUNK_ELEMENTS"), block_attention.CHUNK_ELEMENTS)
-    with nullcontext() if on_cpu else mock.patch.multiple(block_attention, **chunks), FakeTensorMode():
+    with _chunks_of(on_cpu), FakeTensorMode():
         model = _fake_model(config)
         if checkpointing:
             # transformers 5.23 gave it a new name, and warns at the old one.
@@ -176,6 +175,24 @@ def count_bytes(
                 loss = model(**batch, return_loss=True).loss
             loss.backward()
     return saved.total, live.peak
+
+
+@contextmanager
+def _chunks_of(on_cpu: bool) -> Iterator[None]:
+    """
+    Inside, attention takes the chunks of a CPU or of a GPU.
+
+    The tensors without data are always on a CPU: torch's autograd engine needs the device that they name.
+    """
+    names = () if on_cpu else ("CPU_CHUNK_ELEMENTS", "CPU_DENSE_CHUNK_ELEMENTS")
+    before = {name: getattr(block_attention, name) for name in names}
+    try:
+        for name in names:
+            setattr(block_attention, name, block_attention.CHUNK_ELEMENTS)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(block_attention, name, value)
 
 
 def _fake_model(config: SViTTEgoConfig) -> SViTTEgoModel:
@@ -204,19 +221,22 @@ def training_memory(
     num_frames: int | None = None,
     text_length: int = 30,
     checkpointing: bool = False,
+    desc: str | None = None,
     **counting,
 ) -> TrainingMemory:
     """
-    The model of memory of `config`'s dual encoder.
+    The memory that the dual encoder of `config` takes in training.
 
     Args:
         num_frames (`int`, *optional*): frames of a clip; the configuration's otherwise.
         text_length (`int`): tokens of a narration.
         checkpointing (`bool`): with gradient checkpointing of every layer.
+        desc (`str`, *optional*): shows a progress bar with this text; a base model takes half a minute.
         counting (*optional*): `bf16` and `on_cpu` of [`count_bytes`].
     """
     num_frames = num_frames or config.vision_config.num_frames
-    peaks = {b: count_bytes(config, b, num_frames, text_length, checkpointing, **counting)[1] for b in COUNTED_BATCHES}
+    batches = tqdm(COUNTED_BATCHES, desc=desc, unit="batch size", disable=desc is None)
+    peaks = {b: count_bytes(config, b, num_frames, text_length, checkpointing, **counting)[1] for b in batches}
     with FakeTensorMode():
         num_parameters = sum(parameter.numel() for parameter in _fake_model(config).parameters())
         batch_bytes = sum(x.nbytes for x in training_batch(config, 1, num_frames, text_length).values())

@@ -17,7 +17,7 @@ from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
 from tests.helpers.fsdp_on_cpu import __file__ as on_cpu
 from tests.helpers.run_examples_in_turn import __file__ as in_turn
 from tests.helpers.tiny_data import egoclip_row, egomcq_item, write_egoclip, write_json
-from tests.helpers.tiny_pretraining import GENEROUS, free_port, make_corpus, small_config
+from tests.helpers.tiny_pretraining import CHECKPOINTING, GENEROUS, free_port, make_corpus, small_config
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / "examples" / "pretrain_egoclip.py"
@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
     two = {
         "two": {"per_device_train_batch_size": 4, **asked},
         "two-objectives": {"per_device_train_batch_size": 4, "vtm_weight": 0.5, "mlm_weight": 2},
-        "two-checkpointed": {"per_device_train_batch_size": 4, "gradient_checkpointing": "true"},
+        "two-checkpointed": {"per_device_train_batch_size": 4, CHECKPOINTING: "true"},
         "two-cached": {"per_device_train_batch_size": 4, "contrastive_batch_size": 12},
         "two-stages": {"per_device_train_batch_size": 4, **stages},
     }

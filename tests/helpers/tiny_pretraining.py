@@ -1,5 +1,6 @@
 """A corpus and a trainer for tests of pretraining: 16 clips of grey noise, a model with all randomness on."""
 
+import dataclasses
 import os
 import socket
 import sys
@@ -22,6 +23,12 @@ LIVELY = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
+# The argument of the Trainer; transformers 5.23 renamed it, and warns of the old name.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in {field.name for field in dataclasses.fields(SViTTEgoTrainingArguments)}
+)
 # Seconds after which a process counts as hanging, also on a busy machine.
 GENEROUS = 1800
 

@@ -101,7 +101,8 @@ def test_plan_prints_a_batch_and_that_it_is_an_estimate(tmp_path, capsys):
     """Catches the command broken, or a number shown as if a card had been asked."""
     tiny_config().save_pretrained(tmp_path)
     assert main(["plan", "--gpu-memory", "8", "--model", str(tmp_path), "--text-length", "9"]) == 0
-    out = capsys.readouterr().out
+    out, progress = capsys.readouterr()
+    assert "counting, with checkpointing: 100%" in progress
     assert "8 GiB" in out and "Not checked on a GPU" in out
     assert main(["plan", "--gpu-memory", "-1"]) == 2
     assert "--gpu-memory (-1)" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from modeling_svitt_ego.training.objectives import freeze_unreached_parameters, 
 from modeling_svitt_ego.training.run_summary import RunSummary, draw_curves
 from modeling_svitt_ego.training.temporal_stages import Stage, apply_sparsity, parse_stages
 from tests.helpers.tiny_model import gradients, tiny_batch, tiny_model
-from tests.helpers.tiny_pretraining import losses, make_corpus, make_trainer
+from tests.helpers.tiny_pretraining import CHECKPOINTING, losses, make_corpus, make_trainer
 
 # ------------------------------------------------------------------------------------------------------ cached batches
 
@@ -56,7 +56,7 @@ def test_a_cached_run_is_the_plain_run_with_the_large_batch(corpus, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"bf16": True}, {"gradient_checkpointing": True}, {"dataloader_num_workers": 1}],
+    [{"bf16": True}, {CHECKPOINTING: True}, {"dataloader_num_workers": 1}],
     ids=lambda settings: next(iter(settings)),
 )
 def test_a_cached_run_with_everything_the_trainer_offers(settings, corpus, tmp_path):
