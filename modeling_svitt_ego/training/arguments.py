@@ -29,6 +29,13 @@ class SViTTEgoTrainingArguments(TrainingArguments):
             configuration decides where they are not given. An objective of weight 0 is not computed.
         temporal_stages (`str`, *optional*): `start:num_frames:keep_rate:num_random_blocks` for each stage, e.g.
             `"0:4:0.7:3,0.5:8:0.6:5"`; see temporal_stages.py.
+        vision_learning_rate, text_learning_rate, fusion_learning_rate (`float`, *optional*): of one tower;
+            `learning_rate` where not given.
+        layer_decay (`float`, *optional*): each layer of a tower learns at this factor times the rate of the layer
+            above (parameter_groups.py); 1 or not given: all at the same rate.
+        frozen_towers (`str`, *optional*): towers that are not trained, comma separated: `vision`, `text`, `fusion`.
+        ema_decay (`float`, *optional*): keeps an exponential moving average of the weights, such as 0.999. Evaluation
+            uses it, checkpoints hold it next to the weights, and the trained model has it.
         overwrite_output_dir (`bool`): start over in a folder that holds checkpoints, which are deleted. Otherwise such
             a run is refused.
         resume_changed (`bool`): resume although data, seed, batch or number of processes differ from those of the run
@@ -58,6 +65,12 @@ class SViTTEgoTrainingArguments(TrainingArguments):
     temporal_stages: str | None = field(
         default=None, metadata={"help": "start:num_frames:keep_rate:num_random_blocks of each stage, comma separated."}
     )
+    vision_learning_rate: float | None = field(default=None, metadata={"help": "Of the video tower."})
+    text_learning_rate: float | None = field(default=None, metadata={"help": "Of the text tower."})
+    fusion_learning_rate: float | None = field(default=None, metadata={"help": "Of the fusion tower."})
+    layer_decay: float | None = field(default=None, metadata={"help": "Learning rate of a layer to the one above."})
+    frozen_towers: str | None = field(default=None, metadata={"help": "Not trained: vision, text, fusion."})
+    ema_decay: float | None = field(default=None, metadata={"help": "Of a moving average of the weights."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the checkpoints of another run in output_dir and start over."}
     )

@@ -31,6 +31,8 @@ _ARGUMENTS = (
     "scene_seconds",
     "shared_noun_share",
     "temporal_stages",
+    "frozen_towers",
+    "ema_decay",
 )
 
 

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..data.clips import ClipCollator, EgoClipDataset
 from ..evaluation.evaluator import Evaluator, by_name, run_evaluators
+from .averaging import AveragesWeights
 from .checkpoints import CheckpointsWrittenAside, name_code_of_sharded
 from .evaluating import EvaluatesWholeSets
 from .failure_report import ReportUnreadableClips, unreadable_clips
@@ -25,6 +26,7 @@ from .leaving import LeaveOnSignal
 from .naming_clips import CLIPS, NOT_FOR_THE_MODEL, NamingCollator, refuse_non_finite
 from .objectives import freeze_unreached_parameters, set_weights
 from .optimization import MuonWithAdamW, layer_matrices
+from .parameter_groups import TOWERS, freeze_towers, grouped
 from .reading import CarriesFailures, make_batch_sampler, readable_batches, start_worker
 from .resuming import ChecksBeforeTraining
 from .run_summary import RunSummary
@@ -33,7 +35,9 @@ from .temporal_stages import TrainsInStages, parse_stages
 logger = logging.get_logger(__name__)
 
 
-class SViTTEgoTrainer(ChecksBeforeTraining, TrainsInStages, CheckpointsWrittenAside, EvaluatesWholeSets, Trainer):
+class SViTTEgoTrainer(
+    AveragesWeights, ChecksBeforeTraining, TrainsInStages, CheckpointsWrittenAside, EvaluatesWholeSets, Trainer
+):
     """
     Trains [`SViTTEgoModel`] or [`SViTTEgoForPreTraining`] on an [`EgoClipDataset`].
 
@@ -70,6 +74,8 @@ class SViTTEgoTrainer(ChecksBeforeTraining, TrainsInStages, CheckpointsWrittenAs
             mlm_weight=args.mlm_weight,
         )
         freeze_unreached_parameters(self.core)
+        freeze_towers(self.core, args.frozen_towers)
+        self.check_averaging()
         self.summary = RunSummary()
         self.add_callback(self.summary)
         self.add_callback(ReportUnreadableClips(self.train_dataset))
@@ -250,10 +256,12 @@ class SViTTEgoTrainer(ChecksBeforeTraining, TrainsInStages, CheckpointsWrittenAs
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         if self.evaluator is None:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            with self.weights_to_evaluate():
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         started = time.time()
         model = self.accelerator.unwrap_model(self.model)
-        metrics, num_items = run_evaluators(self.evaluator, model, self.accelerator, metric_key_prefix)
+        with self.weights_to_evaluate():
+            metrics, num_items = run_evaluators(self.evaluator, model, self.accelerator, metric_key_prefix)
         metrics |= speed_metrics(metric_key_prefix, started, num_samples=num_items)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -261,26 +269,28 @@ class SViTTEgoTrainer(ChecksBeforeTraining, TrainsInStages, CheckpointsWrittenAs
 
     def create_optimizer(self, model=None):
         args = self.args
-        if self.optimizer is not None or args.muon_learning_rate is None:
+        tower_rates = {name: getattr(args, f"{name}_learning_rate") for name in TOWERS}
+        by_layer = args.layer_decay is not None or any(rate is not None for rate in tower_rates.values())
+        if self.optimizer is not None or (args.muon_learning_rate is None and not by_layer):
             return super().create_optimizer(model)
         if not args.optim.startswith("adamw_torch") or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                f"muon_learning_rate goes with optim='adamw_torch' ({args.optim}), without FSDP/DeepSpeed."
+                "muon_learning_rate, layer_decay and learning rates of towers go with optim='adamw_torch' "
+                f"({args.optim}), without FSDP/DeepSpeed."
             )
+        if args.muon_learning_rate is not None and by_layer:
+            raise ValueError("muon_learning_rate goes neither with layer_decay nor with learning rates of towers.")
         model = self.model if model is None else model
-        decay = set(self.get_decay_parameter_names(model))
-        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.optimizer = MuonWithAdamW(
-            layer_matrices(model),
-            [
-                {"params": [p for name, p in trained if name in decay], "weight_decay": args.weight_decay},
-                {"params": [p for name, p in trained if name not in decay], "weight_decay": 0.0},
-            ],
-            args.muon_learning_rate,
-            args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-        )
+        decayed = set(self.get_decay_parameter_names(model))
+        groups = grouped(model, decayed, args.learning_rate, args.weight_decay, tower_rates, args.layer_decay)
+        if by_layer:
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer(groups, **settings)
+        else:
+            betas, eps = (args.adam_beta1, args.adam_beta2), args.adam_epsilon
+            self.optimizer = MuonWithAdamW(
+                layer_matrices(model), groups, args.muon_learning_rate, args.learning_rate, betas=betas, eps=eps
+            )
         return self.optimizer
 
     def get_decay_parameter_names(self, model) -> list[str]:
