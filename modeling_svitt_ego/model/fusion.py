@@ -114,6 +114,7 @@ class SViTTEgoFusionModel(SViTTEgoPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): of the text.
         """
         config = self.config
+        self.warn_without_attentions(kwargs)
         hidden_states = text_states
         mask = create_bidirectional_mask(config, inputs_embeds=hidden_states, attention_mask=attention_mask)
         token_positions = []

@@ -41,7 +41,7 @@ class VideoTextMatching(Objective):
         Logits `(3 b, 2)` and labels `(3 b,)`: the pairs; each text with its negative clip; each clip with its negative
         text. The label is -100 where there was no negative to draw.
         """
-        rows = batch.rows  # outside no_grad, because the contrastive objective may use the same
+        rows = batch.rows
         with torch.no_grad():
             video_ids, text_ids = draw_negatives(model.config, rows, batch.generator)
         own = torch.arange(rows.first, rows.first + len(rows), device=video_ids.device)

@@ -5,68 +5,27 @@ temperature, fusion_model, vtm_head, mlm_head), so any of them loads from the ch
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPooling,
-    ImageClassifierOutput,
-    MultipleChoiceModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .classification_heads import AttentionPooler, heads_loss, split_by_head
 from .configuration_svitt_ego import SViTTEgoConfig
 from .fusion import SViTTEgoFusionModel
-from .objective_base import Batch, Columns, Objective
-from .objectives import OBJECTIVES, trained_objectives
+from .objective_base import Batch, Columns, Objective, at_least_float32
+from .objectives import OBJECTIVES, sum_of_losses
+from .outputs import SViTTEgoClassifierOutput, SViTTEgoMultipleChoiceOutput, SViTTEgoOutput
 from .pipeline_svitt_ego import custom_pipelines
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
 from .text import SViTTEgoTextModel
 from .vision import SViTTEgoVisionModel, SViTTEgoVisionOutput
-
-
-@dataclass
-class SViTTEgoOutput(ModelOutput):
-    """
-    Output of the models that compare clips with narrations.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, with `return_loss=True`): weighted sum of the parts.
-        loss_info (`dict`, with `return_loss=True`): each part before weighting (`contrastive`, `vtm`, `mlm`), the
-            `temperature` and `positives_per_clip` (mean number of positives of a clip, itself included); detached.
-        logits_per_video (`torch.FloatTensor` of shape `(num_videos, num_texts)`): cosine over temperature.
-        logits_per_text (`torch.FloatTensor` of shape `(num_texts, num_videos)`): its transpose.
-        video_embeds (`torch.FloatTensor` of shape `(num_videos, projection_dim)`):
-            The clip embedding after `video_projection`, not normalised.
-        text_embeds (`torch.FloatTensor` of shape `(num_texts, projection_dim)`):
-            The narration embedding after `text_projection`, not normalised.
-        vtm_logits (`torch.FloatTensor` of shape `(rows, 2)`): video-text matching; class 1 is a match. In pretraining
-            the rows are the batch's pairs, each text with a hard negative clip, each clip with a hard negative text.
-        mlm_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`).
-        vision_model_output, text_model_output: outputs of the towers.
-    """
-
-    loss: torch.FloatTensor | None = None
-    loss_info: dict | None = None
-    logits_per_video: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    video_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    vtm_logits: torch.FloatTensor | None = None
-    mlm_logits: torch.FloatTensor | None = None
-    vision_model_output: SViTTEgoVisionOutput | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-
-    def to_tuple(self):
-        towers = ("vision_model_output", "text_model_output")
-        return tuple(self[key].to_tuple() if key in towers else self[key] for key in self.keys())
 
 
 class SViTTEgoModel(SViTTEgoPreTrainedModel):
@@ -151,20 +110,29 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
             self.temperature.data.clamp_(self.config.temperature_min, self.config.temperature_max)
         return self.temperature
 
-    def encode(self, pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs) -> SViTTEgoOutput:
+    def encode(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        random_patterns: list[torch.LongTensor] | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> SViTTEgoOutput:
         """Both towers and their similarities; no loss."""
         kwargs.pop("inputs_embeds", None)  # PEFT's FEATURE_EXTRACTION passes it as None
-        videos = self.get_video_features(pixel_values_videos, return_dict=True, **kwargs)
-        kwargs = {key: value for key, value in kwargs.items() if key not in ("random_patterns", "generator")}
+        # Before its first use: a compiled graph must not keep the temperature from before for the backward.
+        temperature = self.clamp_temperature()
+        videos = self.get_video_features(pixel_values_videos, random_patterns, generator, return_dict=True, **kwargs)
         texts = self.get_text_features(input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs)
-        logits_per_video = (
-            F.normalize(videos.pooler_output, dim=-1) @ F.normalize(texts.pooler_output, dim=-1).T / self.temperature
-        )
+        video_embeds, text_embeds = unit_vectors(videos.pooler_output), unit_vectors(texts.pooler_output)
+        logits_per_video = video_embeds @ text_embeds.T / temperature
         return SViTTEgoOutput(
             logits_per_video=logits_per_video,
             logits_per_text=logits_per_video.T,
-            video_embeds=videos.pooler_output,
-            text_embeds=texts.pooler_output,
+            video_embeds=video_embeds,
+            text_embeds=text_embeds,
             vision_model_output=videos,
             text_model_output=texts,
         )
@@ -181,6 +149,8 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
         return_loss: bool | None = None,
         gather: bool = False,
         run_inside: Callable | None = None,
+        random_patterns: list[torch.LongTensor] | None = None,
+        generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoOutput:
         r"""
@@ -189,45 +159,39 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
             input_ids, attention_mask (`torch.Tensor` of shape `(num_texts, sequence_length)`).
             verb_tags, noun_tags (`torch.Tensor` of shapes `(batch_size, num_verbs)` and `(batch_size, num_nouns)`):
                 multi-hot taxonomy groups, for EgoNCE.
-            return_loss (`bool`, *optional*): also return the contrastive loss; clip i then belongs to text i.
-            gather (`bool`, *optional*): contrast with the batches of all processes, as `SViTTEgoTrainer` does.
-            random_patterns, generator: see [`SViTTEgoVisionModel`].
-            run_inside (`Callable`, *optional*): called with the model; its result is returned instead. So the passes
-                of training/gradient_caching.py run inside whatever wraps this forward: DDP, autocast, PEFT.
+            return_loss (`bool`, *optional*): also return the loss, the weighted sum of `objectives`; clip i then
+                belongs to text i.
+            gather (`bool`, *optional*): the loss over the batches of all processes, as `SViTTEgoTrainer` takes it.
+            run_inside (`Callable`, *optional*): called with the model; its result is returned instead. This is how the
+                passes of gradient caching run inside whatever wraps this forward: DDP, autocast, PEFT.
+            random_patterns (`list[torch.LongTensor]`, *optional*): see [`SViTTEgoVisionModel`].
+            generator (`torch.Generator`, *optional*): for the random edges, the negatives and the masked tokens; in
+                training the default generator otherwise, in evaluation always the same draws.
+            kwargs: further inputs that an objective names in its `columns`, and `output_hidden_states`,
+                `output_attentions`, `return_dict`.
         """
         if run_inside is not None:
             return run_inside(self)
         columns = {"verb_tags": verb_tags, "noun_tags": noun_tags}
         for name in {name for objective in self.objectives for name in objective.columns} & kwargs.keys():
             columns[name] = kwargs.pop(name)
-        outputs = self.encode(pixel_values_videos, input_ids, attention_mask, token_type_ids, **kwargs)
-        if return_loss:
-            generator = self.loss_generator(kwargs.get("generator"), input_ids.device)
-            self.add_losses(outputs, input_ids, attention_mask, columns, gather, generator)
-        else:
-            self.score_pairs(outputs, attention_mask)
+        texts = input_ids, attention_mask, token_type_ids
+        outputs = self.encode(pixel_values_videos, *texts, random_patterns, generator, **kwargs)
+        if not return_loss:
+            self.score_pairs(outputs, attention_mask, **kwargs)
+            return outputs
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        generator = self.loss_generator(generator, input_ids.device)
+        batch = Batch(outputs, input_ids, mask, Columns([columns], gather), self.temperature, gather, generator)
+        outputs.loss, outputs.loss_info = sum_of_losses(self, batch)
         return outputs
 
-    def add_losses(self, outputs, input_ids, attention_mask, columns, gather, generator) -> None:
-        """Adds `loss`, `loss_info` and the heads' logits to `outputs`; an objective of weight 0 is not computed."""
-        trained = trained_objectives(self)
-        batch = Batch(
-            outputs,
-            input_ids,
-            torch.ones_like(input_ids) if attention_mask is None else attention_mask,
-            Columns([columns], gather),
-            self.clamp_temperature(),
-            gather,
-            generator,
-        )
-        outputs.loss, outputs.loss_info = 0.0, {}
-        for objective, weight in trained:
-            loss, info = objective.loss(self, batch)
-            outputs.loss = outputs.loss + weight * loss
-            outputs.loss_info |= {objective.name: loss.detach()} | info
-
-    def score_pairs(self, outputs: SViTTEgoOutput, attention_mask: torch.Tensor | None) -> None:
+    def score_pairs(self, outputs: SViTTEgoOutput, attention_mask: torch.Tensor | None, **kwargs) -> None:
         """Further logits of a subclass, without a loss."""
+
+
+def unit_vectors(embeds: torch.Tensor) -> torch.Tensor:
+    return F.normalize(at_least_float32(embeds), dim=-1).to(embeds.dtype)
 
 
 class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
@@ -253,16 +217,19 @@ class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
         Args:
             text_states (`torch.Tensor` of shape `(pairs, sequence_length, hidden_size)`): the text tower's
                 `last_hidden_state`.
+            attention_mask (`torch.Tensor` of shape `(pairs, sequence_length)`, *optional*): of the texts.
             video_states (`torch.Tensor` of shape `(pairs, num_tokens, hidden_size)`): the video tower's.
         """
-        states = self.fusion_model(text_states, video_states, attention_mask, return_dict=True).last_hidden_state
-        return self.vtm_head(states[:, 0])
+        fused = self.fusion_model(text_states, video_states, attention_mask, return_dict=True)
+        return self.vtm_head(fused.last_hidden_state[:, 0])
 
-    def score_pairs(self, outputs: SViTTEgoOutput, attention_mask: torch.Tensor | None) -> None:
+    def score_pairs(self, outputs: SViTTEgoOutput, attention_mask: torch.Tensor | None, **kwargs) -> None:
         """`vtm_logits` of text i with clip i, where the inputs are paired."""
         if len(outputs.video_embeds) == len(outputs.text_embeds):
             texts, videos = outputs.text_model_output, outputs.vision_model_output
-            outputs.vtm_logits = self.match(texts.last_hidden_state, attention_mask, videos.last_hidden_state)
+            states = texts.last_hidden_state, videos.last_hidden_state
+            outputs.fusion_model_output = self.fusion_model(*states, attention_mask, return_dict=True, **kwargs)
+            outputs.vtm_logits = self.vtm_head(outputs.fusion_model_output.last_hidden_state[:, 0])
 
 
 class MLMHead(nn.Module):
@@ -323,6 +290,8 @@ class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
         return_loss: bool | None = None,
         gather: bool = False,
         run_inside: Callable | None = None,
+        random_patterns: list[torch.LongTensor] | None = None,
+        generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoOutput:
         r"""
@@ -340,6 +309,8 @@ class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
             return_loss,
             gather,
             run_inside,
+            random_patterns,
+            generator,
             **{name: value for name, value in masked.items() if value is not None},
             **kwargs,
         )
@@ -350,8 +321,9 @@ class SViTTEgoForMultipleChoice(SViTTEgoModel):
     One narration and N clips, or one clip and N narrations: cosine over temperature as N logits (EgoMCQ).
     """
 
-    def add_heads(self, config: SViTTEgoConfig):
-        # The token states' norm is not part of any output: under DDP it would be waited for in vain.
+    def __init__(self, config: SViTTEgoConfig):
+        super().__init__(config)
+        # The token states' norm is not part of the loss: DDP would wait for its gradient for ever.
         self.vision_model.layernorm.requires_grad_(False)
 
     @can_return_tuple
@@ -362,8 +334,10 @@ class SViTTEgoForMultipleChoice(SViTTEgoModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
+        random_patterns: list[torch.LongTensor] | None = None,
+        generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MultipleChoiceModelOutput:
+    ) -> SViTTEgoMultipleChoiceOutput:
         r"""
         Args:
             pixel_values_videos (`torch.FloatTensor`): `(batch_size, num_choices, num_frames, channels, height, width)`
@@ -371,6 +345,7 @@ class SViTTEgoForMultipleChoice(SViTTEgoModel):
                 `(batch_size, num_frames, channels, height, width)`, with `input_ids` of shape
                 `(batch_size, num_choices, sequence_length)` to choose from.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): the right choice, for the loss.
+            random_patterns, generator: see [`SViTTEgoVisionModel`].
         """
         if pixel_values_videos is None or input_ids is None:
             raise ValueError("Multiple choice needs pixel_values_videos and input_ids.")
@@ -385,28 +360,20 @@ class SViTTEgoForMultipleChoice(SViTTEgoModel):
         clips = pixel_values_videos.flatten(0, 1) if choose_clip else pixel_values_videos
         texts = (input_ids, attention_mask, token_type_ids)
         texts = [x.flatten(0, 1) if x is not None and x.dim() == 3 else x for x in texts]
-        video = F.normalize(self.get_video_features(clips, return_dict=True, **kwargs).pooler_output, dim=-1)
-        kwargs = {key: value for key, value in kwargs.items() if key not in ("random_patterns", "generator")}
-        text = F.normalize(self.get_text_features(*texts, return_dict=True, **kwargs).pooler_output, dim=-1)
+        videos = self.get_video_features(clips, random_patterns, generator, return_dict=True, **kwargs)
+        narrations = self.get_text_features(*texts, return_dict=True, **kwargs)
         batch_size = len(input_ids)
-        cosine = (video.view(batch_size, -1, video.shape[-1]) * text.view(batch_size, -1, text.shape[-1])).sum(-1)
-        logits = cosine / self.clamp_temperature()
+        video, text = (unit_vectors(x.pooler_output).unflatten(0, (batch_size, -1)) for x in (videos, narrations))
+        logits = (video * text).sum(-1) / self.clamp_temperature()
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        return MultipleChoiceModelOutput(loss=loss, logits=logits)
-
-
-@dataclass
-class SViTTEgoClassifierOutput(ImageClassifierOutput):
-    """
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, with `labels`).
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): with several heads, one after another.
-        logits_per_head (`dict[str, torch.FloatTensor]`, with `config.classifier_heads`): the same by head,
-            `(batch_size, classes of the head)`.
-        hidden_states, attentions: of the video tower.
-    """
-
-    logits_per_head: dict[str, torch.FloatTensor] | None = None
+        return SViTTEgoMultipleChoiceOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=videos.hidden_states,
+            attentions=videos.attentions,
+            vision_model_output=videos,
+            text_model_output=narrations,
+        )
 
 
 class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
@@ -443,6 +410,8 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
         self,
         pixel_values_videos: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
+        random_patterns: list[torch.LongTensor] | None = None,
+        generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SViTTEgoClassifierOutput:
         r"""
@@ -451,10 +420,11 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
             labels (`torch.Tensor`, *optional*): class ids `(batch_size,)`; with several heads `(batch_size,
                 num_heads)`, -100 where a clip has no class; multi-hot `(batch_size, num_labels)`, float, where a clip
                 may have several classes (`config.problem_type`).
+            random_patterns, generator: see [`SViTTEgoVisionModel`].
         """
         for key in ("input_ids", "attention_mask", "inputs_embeds"):
             kwargs.pop(key, None)  # PEFT passes them as None
-        outputs = self.vision_model(pixel_values_videos, return_dict=True, **kwargs)
+        outputs = self.vision_model(pixel_values_videos, random_patterns, generator, return_dict=True, **kwargs)
         logits, loss = self.classify(outputs.pooler_output, outputs.last_hidden_state, labels)
         heads = self.config.head_sizes
         return SViTTEgoClassifierOutput(

@@ -17,7 +17,6 @@ Letters: b rows of this process, B rows over all processes, r rows of a slice of
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -151,15 +150,15 @@ class Batch:
     gather: bool = False
     generator: torch.Generator | None = None
 
-    @cached_property
-    def rows(self) -> Rows:
-        """All b rows."""
-        videos, texts = (
-            F.normalize(at_least_float32(x), dim=-1) for x in (self.outputs.video_embeds, self.outputs.text_embeds)
-        )
+    def __post_init__(self) -> None:
+        """Makes `rows` ([`Rows`]), all b rows: in every objective the same graph."""
+        towers = self.outputs.vision_model_output, self.outputs.text_model_output
+        videos, texts = (F.normalize(at_least_float32(tower.pooler_output), dim=-1) for tower in towers)
+        if len(videos) != len(texts):
+            raise ValueError(f"A loss needs one text for each clip; got {len(videos)} clips and {len(texts)} texts.")
         (all_videos, first), (all_texts, _) = (gather_rows(x) if self.gather else (x, 0) for x in (videos, texts))
         temperature = at_least_float32(self.temperature)
-        return Rows(videos, texts, all_videos, all_texts, temperature, self.columns, first=first)
+        self.rows = Rows(videos, texts, all_videos, all_texts, temperature, self.columns, first=first)
 
 
 class CachedRows(Protocol):

@@ -1,9 +1,11 @@
 """The list of objectives. objective_base.py says how to add one."""
 
+import torch
+
 from .contrastive import Contrastive
 from .masked_language import MaskedLanguageModeling
 from .matching import VideoTextMatching
-from .objective_base import Objective
+from .objective_base import Batch, Objective
 
 # Each model trains those that have a weight in its configuration and whose heads it has.
 OBJECTIVES: tuple[Objective, ...] = (Contrastive(), VideoTextMatching(), MaskedLanguageModeling())
@@ -20,3 +22,13 @@ def trained_objectives(model) -> list[tuple[Objective, float]]:
             f"Every objective of {type(model).__name__} has weight 0 ({names}); it has no other objective."
         )
     return trained
+
+
+def sum_of_losses(model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The weighted sum over the objectives that have a weight, and each part before weighting, detached."""
+    total, info = torch.zeros((), device=batch.input_ids.device), {}
+    for objective, weight in trained_objectives(model):
+        loss, further = objective.loss(model, batch)
+        total = total + weight * loss
+        info |= {objective.name: loss.detach()} | further
+    return total, info

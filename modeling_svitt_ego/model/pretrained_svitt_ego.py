@@ -6,9 +6,12 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from .configuration_svitt_ego import SViTTEgoConfig
 from .resampling import resize_frames
+
+logger = logging.get_logger(__name__)
 
 
 class SViTTEgoPreTrainedModel(PreTrainedModel):
@@ -43,6 +46,15 @@ class SViTTEgoPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif hasattr(module, "init_own_parameters"):
             module.init_own_parameters(std)
+
+    def warn_without_attentions(self, kwargs: dict) -> None:
+        """Only the eager implementation computes whole attention matrices; the library returns () for the others."""
+        implementation = self.config._attn_implementation
+        if kwargs.get("output_attentions") and implementation != "eager":
+            logger.warning_once(
+                f"output_attentions=True gives no attentions with attn_implementation='{implementation}': load the "
+                "model with attn_implementation='eager'."
+            )
 
     def save_pretrained(self, *args, **kwargs):
         # Of this class, not of the checkpoint it was loaded from: a classifier has no text tower for zero-shot tasks.

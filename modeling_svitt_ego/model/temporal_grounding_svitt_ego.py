@@ -18,10 +18,12 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_svitt_ego import SViTTEgoConfigBase, refuse_unknown_keys
+
+logger = logging.get_logger(__name__)
 
 
 @strict
@@ -262,6 +264,11 @@ class SViTTEgoForTemporalGrounding(PreTrainedModel):
                 *optional*): first and last cell of the answer, or of each of a query's answers, filled up with -100;
                 for the loss.
         """
+        for name, features in (("video_features", video_features), ("text_features", text_features)):
+            if features.dim() != 3 or features.numel() == 0:
+                raise ValueError(f"{name} must have a shape of three sizes above 0; got {tuple(features.shape)}.")
+        if kwargs.get("output_attentions") or kwargs.get("output_hidden_states"):
+            logger.warning_once("SViTTEgoForTemporalGrounding returns neither attentions nor hidden states.")
         if video_mask is None:
             video_mask = torch.ones(video_features.shape[:2], dtype=torch.bool, device=video_features.device)
         if text_mask is None:

@@ -13,6 +13,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .blocks import MLP, eager_attention
 from .configuration_svitt_ego import SViTTEgoTextConfig
+from .input_checks import check_texts
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
 
 
@@ -160,6 +161,8 @@ class SViTTEgoTextModel(SViTTEgoPreTrainedModel):
         """
         if input_ids is None:
             raise ValueError("The text tower needs input_ids.")
+        check_texts(input_ids)
+        self.warn_without_attentions(kwargs)
         hidden_states = self.embeddings(input_ids, token_type_ids)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
         for layer in self.layers:

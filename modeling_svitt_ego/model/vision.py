@@ -21,6 +21,7 @@ from .block_attention import dense_attention, edge_attention, uses_kernels
 from .blocks import MLP, eager_attention
 from .configuration_svitt_ego import SViTTEgoVisionConfig, num_kept_tokens
 from .flex_blocks import flex_edge_attention
+from .input_checks import check_frames, check_range
 from .lean_linear import linears_after
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
 from .resampling import resample_relative_position_bias
@@ -278,6 +279,7 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
         self.layers = nn.ModuleList([VisionLayer(config, layer) for layer in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self._range_checked = False
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -374,6 +376,10 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
                 "pixel_values_videos must have the shape (batch_size, num_frames, channels, height, width) or, for "
                 f"images, (batch_size, channels, height, width); got {tuple(pixel_values_videos.shape)}."
             )
+        check_frames(pixel_values_videos)
+        if not torch.compiler.is_compiling():
+            self._range_checked = check_range(pixel_values_videos, self._range_checked)
+        self.warn_without_attentions(kwargs)
         num_frames = pixel_values_videos.shape[1]
         config = self.config
         hidden_states = self.embeddings(pixel_values_videos)

@@ -262,7 +262,8 @@ class CachedStep:
             outputs = core.encode(*tower_inputs(inputs))
             states = outputs.text_model_output.last_hidden_state, outputs.vision_model_output.last_hidden_state
             # A copy, because what FSDP has put together is freed after the forward.
-            return outputs.video_embeds, outputs.text_embeds, core.clamp_temperature().detach().clone(), *states
+            embeddings = outputs.vision_model_output.pooler_output, outputs.text_model_output.pooler_output
+            return *embeddings, core.temperature.detach().clone(), *states
 
         with torch.no_grad():
             videos, texts, temperature, text_states, video_states = self.model(run_inside=towers)
@@ -294,12 +295,12 @@ class CachedStep:
     def _gradients(self, core, part: MicroBatch, outputs) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """What this micro-batch's outputs pass on, and the gradient kept for it."""
         rows = slice(part.first, part.first + part.size)
-        for leaf, tensor in ((self.videos, outputs.video_embeds), (self.texts, outputs.text_embeds)):
+        for leaf, output in ((self.videos, outputs.vision_model_output), (self.texts, outputs.text_model_output)):
             if leaf.grad is not None:
-                yield tensor, leaf.grad[rows]
+                yield output.pooler_output, leaf.grad[rows]
         if self.temperature.grad is not None:
             # In every micro-batch its share, because DDP waits for this gradient in the last one.
-            yield core.clamp_temperature(), self.temperature.grad * (part.size / self.num_rows)
+            yield core.temperature, self.temperature.grad * (part.size / self.num_rows)
         if self.keeps_token_states:
             for kept, output in (
                 (self.text_states, outputs.text_model_output),

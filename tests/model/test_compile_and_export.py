@@ -1,9 +1,25 @@
-"""torch.compile and torch.export of the video tower."""
+"""torch.compile of every class, and torch.export of the video tower."""
 
 import pytest
 import torch
 
-from tests.helpers.tiny_model import RAGGED, assert_same_gradients, gradients, tiny_clips, tiny_vision_model
+from modeling_svitt_ego import (
+    SViTTEgoForMultipleChoice,
+    SViTTEgoForPreTraining,
+    SViTTEgoForVideoClassification,
+    SViTTEgoForVideoTextRetrieval,
+    SViTTEgoModel,
+)
+from tests.helpers.tiny_model import (
+    RAGGED,
+    STILL,
+    assert_same_gradients,
+    gradients,
+    tiny_batch,
+    tiny_clips,
+    tiny_model,
+    tiny_vision_model,
+)
 
 # The graph is what is tested: "aot_eager" traces forward and backward as "inductor" does, without compiling kernels.
 BACKEND = "aot_eager"
@@ -54,6 +70,66 @@ def test_compiled_training_has_the_same_gradients():
         (out.pooler_output.square().sum() + out.last_hidden_state.square().sum()).backward()
         results.append(gradients(model))
     assert_same_gradients(*results, rtol=1e-4, atol=1e-5)
+
+
+def inputs_with_loss(cls):
+    batch = tiny_batch(4)
+    if cls is SViTTEgoForVideoClassification:
+        return {"pixel_values_videos": batch["pixel_values_videos"], "labels": torch.arange(4) % 2}
+    if cls is SViTTEgoForMultipleChoice:
+        choices = {key: batch[key].unflatten(0, (2, 2)) for key in ("input_ids", "attention_mask")}
+        return choices | {"pixel_values_videos": tiny_clips(2), "labels": torch.tensor([0, 1])}
+    return batch | {"return_loss": True}
+
+
+def with_backends(*cases):
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        ("cls", "backend"),
+        [pytest.param(cls, backend, marks=() if fast else slow) for cls, backend, fast in cases],
+        ids=lambda value: value if isinstance(value, str) else value.__name__,
+    )
+
+
+@with_backends(
+    (SViTTEgoModel, "aot_eager", True),
+    (SViTTEgoForPreTraining, "aot_eager", True),
+    (SViTTEgoForVideoTextRetrieval, "aot_eager", False),
+    (SViTTEgoForMultipleChoice, "aot_eager", False),
+    (SViTTEgoForVideoClassification, "aot_eager", False),
+    (SViTTEgoModel, "eager", False),
+    (SViTTEgoForPreTraining, "eager", False),
+    (SViTTEgoModel, "inductor", False),
+    (SViTTEgoForVideoTextRetrieval, "inductor", False),
+    (SViTTEgoForPreTraining, "inductor", False),
+    (SViTTEgoForMultipleChoice, "inductor", False),
+    (SViTTEgoForVideoClassification, "inductor", False),
+)
+def test_every_class_trains_compiled_to_one_graph(cls, backend, monkeypatch):
+    """Catches a loss without gradient (folded with its detached copy) and a temperature clamped after its use."""
+    # No draw of negatives: from different graphs, rounding could make it another one.
+    nearest = lambda logits, positives, *_: logits.masked_fill(positives, -torch.inf).argmax(-1)  # noqa: E731
+    monkeypatch.setattr("modeling_svitt_ego.model.matching.sample_hard_negatives", nearest)
+    model, inputs = tiny_model(cls, **STILL).train(), inputs_with_loss(cls)
+    if hasattr(model, "temperature"):
+        torch.nn.init.constant_(model.temperature, 0.9)  # is clamped to 0.5
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    results = []
+    for compiled in (False, True):
+        model.load_state_dict(start)
+        if compiled:
+            model.compile(backend=backend, fullgraph=True)
+        torch.manual_seed(0)  # masked tokens
+        loss = model(**inputs).loss
+        loss.backward()
+        results.append((loss.detach(), gradients(model)))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-4, atol=1e-5)
+    expected, found = results[0][1], results[1][1]
+    # A compiled graph gives zeros to what only outputs without loss depend on.
+    assert not any(found.pop(name).any() for name in found.keys() - expected.keys())
+    assert_same_gradients(expected, found, rtol=1e-3, atol=1e-4)
+    if hasattr(model, "temperature"):
+        assert model.temperature.item() == 0.5 and found["temperature"] != 0
 
 
 @pytest.mark.slow

@@ -1,5 +1,9 @@
 """The whole models: losses and their parts, checkpointing, several processes, the heads."""
 
+import contextlib
+import inspect
+import logging
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +19,7 @@ from modeling_svitt_ego.model import matching
 from modeling_svitt_ego.model.losses import info_nce
 from modeling_svitt_ego.model.objective_base import Batch, Columns
 from tests.helpers.tiny_model import (
+    HEADS,
     RAGGED,
     assert_same_gradients,
     gradients,
@@ -121,8 +126,11 @@ def test_the_contrastive_loss_is_that_of_the_cosines():
     assert torch.equal(out.logits_per_text, out.logits_per_video.T)
     torch.testing.assert_close(out.loss, info_nce(out.logits_per_video, out.logits_per_text))
     features = model.get_video_features(tiny_batch()["pixel_values_videos"])
-    torch.testing.assert_close(features.pooler_output, out.video_embeds)
+    torch.testing.assert_close(F.normalize(features.pooler_output, dim=-1), out.video_embeds)
+    assert torch.equal(features.pooler_output, out.vision_model_output.pooler_output)
     assert features.pooler_output.norm(dim=-1).sub(1).abs().min() > 1e-3
+    for embeds in (out.video_embeds, out.text_embeds):  # as CLIP's
+        torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(4))
 
 
 def test_ego_nce_without_tags_is_an_error():
@@ -193,6 +201,89 @@ def test_multiple_choice_logits_are_cosines_over_temperature():
         torch.testing.assert_close(out.logits, torch.stack([pairs[0, 0], pairs[1, 1]]))
     with pytest.raises(ValueError, match="input_ids of 2 and pixel_values_videos of 5"):
         model(clips, batch["input_ids"])
+
+
+@pytest.mark.parametrize("cls", HEADS, ids=lambda cls: cls.__name__)
+def test_every_head_returns_hidden_states_and_attentions(cls):
+    """Catches a head that drops what the towers record, and `return_dict=False` that cannot be a tuple of it."""
+    model, batch = tiny_model(cls, implementation="eager"), tiny_batch(2)
+    inputs = {key: batch[key] for key in ("pixel_values_videos", "input_ids", "attention_mask")}
+    if cls is SViTTEgoForMultipleChoice:
+        inputs["pixel_values_videos"] = tiny_clips(4).unflatten(0, (2, 2))
+    if cls is SViTTEgoForVideoClassification:
+        inputs = {"pixel_values_videos": batch["pixel_values_videos"]}
+    with torch.no_grad():
+        out = model(**inputs, output_hidden_states=True, output_attentions=True)
+        plain = model(**inputs)
+        assert isinstance(model(**inputs, output_hidden_states=True, return_dict=False), tuple)
+    towers = [out[name] for name in out if name.endswith("_model_output")]
+    parts = ("vision_model", "text_model", "fusion_model")
+    assert len(towers) == (0 if cls is SViTTEgoForVideoClassification else sum(hasattr(model, x) for x in parts))
+    if cls in (SViTTEgoForMultipleChoice, SViTTEgoForVideoClassification):
+        assert plain.hidden_states is None and plain.attentions is None
+        towers.append(out)
+    for tower in towers:
+        assert len(tower.hidden_states) == 3 and len(tower.attentions) == 2
+    if hasattr(model, "fusion_model"):
+        assert len(out.fusion_model_output.cross_attentions) == 2
+
+
+@pytest.mark.parametrize("name", ["vision_model", "text_model", "fusion_model"])
+def test_attentions_asked_of_an_implementation_without_them_give_a_warning(name, caplog):
+    """Catches an empty tuple that is mistaken for a model without attention."""
+    model, batch = tiny_model(), tiny_batch(2)
+    states = torch.zeros(2, 7, 32), torch.zeros(2, 5, 32)
+    inputs = {"vision_model": [batch["pixel_values_videos"]], "text_model": [batch["input_ids"]]}.get(name, states)
+    model.warn_without_attentions.__globals__["logger"].warning_once.cache_clear()
+    with caplog.at_level("WARNING"), library_warnings_reach_caplog():
+        getattr(model, name)(*inputs)
+        assert "attentions" not in caplog.text
+        assert getattr(model, name)(*inputs, output_attentions=True).attentions == ()
+    assert "attn_implementation='sdpa'" in caplog.text and "attn_implementation='eager'" in caplog.text
+
+
+@contextlib.contextmanager
+def library_warnings_reach_caplog():
+    logger = logging.getLogger("transformers")
+    before, logger.propagate = logger.propagate, True
+    try:
+        yield
+    finally:
+        logger.propagate = before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: {"pixel_values_videos": b["pixel_values_videos"][:0]}, r"empty: its shape is \(0, 4, 3, 32, 32\)"),
+        (
+            lambda b: {"pixel_values_videos": b["pixel_values_videos"][:, :0]},
+            r"empty: .* is \(2, 0, 3, 32, 32\)",
+        ),
+        (lambda b: {"pixel_values_videos": b["pixel_values_videos"].byte()}, "type torch.uint8: these are raw frames"),
+        (lambda b: {"pixel_values_videos": torch.rand(2, 4, 3, 32, 32) * 255}, r"values up to 25\d\.\d.*processor"),
+        (lambda b: {"input_ids": b["input_ids"][:0]}, r"input_ids is empty: .* is \(0, 7\)"),
+        (lambda b: {"input_ids": b["input_ids"][:, :0]}, r"input_ids is empty: .* is \(2, 0\)"),
+        (lambda b: {"input_ids": b["input_ids"][0]}, r"got torch.int64 of shape \(7,\)"),
+        (lambda b: {"input_ids": b["input_ids"].float()}, "got torch.float32 of shape"),
+        (
+            lambda b: {"input_ids": b["input_ids"][:1], "attention_mask": None, "return_loss": True},
+            "got 2 clips and 1 texts",
+        ),
+    ],
+)
+def test_inputs_without_sense_are_refused(change, message):
+    """Catches an empty batch that ends in NaN, and raw frames that are computed on without complaint."""
+    batch = tiny_batch(2)
+    inputs = {key: batch[key] for key in ("pixel_values_videos", "input_ids")} | change(batch)
+    with pytest.raises(ValueError, match=message):
+        tiny_model(SViTTEgoModel, contrastive_loss="info_nce")(**inputs)
+
+
+@pytest.mark.parametrize("cls", HEADS, ids=lambda cls: cls.__name__)
+def test_generator_and_random_patterns_are_arguments_of_every_forward(cls):
+    """Catches documented arguments that the signature hides, and a generator that does not reach the pattern."""
+    assert {"generator", "random_patterns"} <= inspect.signature(cls.forward).parameters.keys()
 
 
 @pytest.mark.parametrize("cls", [SViTTEgoForMultipleChoice, SViTTEgoForVideoClassification])
