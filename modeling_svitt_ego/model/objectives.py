@@ -26,9 +26,10 @@ def trained_objectives(model) -> list[tuple[Objective, float]]:
 
 def sum_of_losses(model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The weighted sum over the objectives that have a weight, and each part before weighting, detached."""
-    total, info = torch.zeros((), device=batch.input_ids.device), {}
+    weighted, info = [], {}
     for objective, weight in trained_objectives(model):
         loss, further = objective.loss(model, batch)
-        total = total + weight * loss
+        weighted.append(weight * loss)
         info |= {objective.name: loss.detach()} | further
-    return total, info
+    # Stacked, because the inductor makes one tensor of `1.0 * loss` and `loss.detach()`, which then has no gradient.
+    return torch.stack(weighted).sum(), info
