@@ -84,11 +84,6 @@ class VisionEmbeddings(nn.Module):
                 f"pixel_values_videos has frames of {channels} x {height} x {width}, but this model takes "
                 f"{config.num_channels} x {config.image_size} x {config.image_size}."
             )
-        if not pixel_values_videos.is_floating_point():
-            raise ValueError(
-                f"pixel_values_videos is {pixel_values_videos.dtype}, but this model takes normalised floating point "
-                "pixels: pass frames through the processor."
-            )
         frames = pixel_values_videos.flatten(0, 1).to(self.patch_projection.weight.dtype)
         patches = self.patch_projection(frames).flatten(2).transpose(1, 2)  # (B * T, h * w, C)
         patches = patches.reshape(batch_size, num_frames * patches.shape[1], -1)
