@@ -1,5 +1,6 @@
 """Where frames lie on disk: four layouts, chunk edges, and names that must not leave the video root."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -198,3 +199,60 @@ def test_store_is_small_to_pickle_and_holds_no_reader(roots):
     copy = pickle.loads(pickle.dumps(store))
     assert len(pickle.dumps(store)) < 1000 and copy._durations == {}
     assert frame_numbers(copy.read("u", [0.05])) == [0]
+
+
+def test_numbers_with_leading_zeros(tmp_path):
+    """FFmpeg's segment names; catches a chunk that is not found, and one that is found under another number."""
+    for number in range(3):
+        write_video(tmp_path / "v" / f"{number:03d}.mp4", 20, first=20 * number)
+    store = VideoStore(tmp_path)
+    assert (store.layout.name, store.layout.chunk_seconds, store.layout.num_digits) == ("egovlp", 2, 3)
+    assert frame_numbers(store.read("v", [1.95, 2.05, 5.95])) == [19, 20, 59 % 28]
+    assert store.duration("v") == pytest.approx(6.0) and store.path("v", 4.5).name == "002.mp4"
+    named = VideoStore(tmp_path, layout=dataclasses.replace(LAYOUTS["egovlp"], chunk_seconds=2.0))
+    assert frame_numbers(named.read("v", [4.05])) == [40 % 28]
+
+
+def test_suffixes_may_differ_from_file_to_file(tmp_path):
+    """Catches `.MP4` or `.mkv` beside `.mp4`, of which one was missed, and files that are no videos."""
+    for number, name in enumerate(("a.mp4", "b.MP4", "c.mkv", "d.MTS")):
+        write_video(tmp_path / "v.mp4", 5, first=5 * number).rename(tmp_path / name)
+    for name in ("._a.mp4", ".DS_Store", "notes.txt", "d.ts"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    store = VideoStore(tmp_path)
+    assert store.layout.name == "undivided"
+    assert [frame_numbers(store.read(uid, [0.05]))[0] for uid in "abcd"] == [0, 5, 10, 15]
+    for start, suffix in ((0, ".mp4"), (15, ".MP4")):
+        write_video(tmp_path / "v.mp4", 150).rename(tmp_path / f"x{suffix}")
+        (tmp_path / "chunks" / "u.MP4").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"x{suffix}").rename(tmp_path / "chunks" / "u.MP4" / f"{start}{suffix}")
+    store = VideoStore(tmp_path / "chunks", "avion")
+    assert len(store.chunks("u")) == 2 and store.read("u", [14.95, 15.05]).shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    "name, files",
+    [
+        ("epic", ["P01/videos/P01_11.MP4", "P02/videos/P02_101.MP4"]),
+        ("epic-flat", ["P01/P01_11.MP4", "P02/P02_101.MP4"]),
+        ("epic-avion", ["P01/P01_11.MP4/0.MP4", "P01/P01_11.MP4/15.MP4", "P02/P02_101.MP4/0.MP4"]),
+    ],
+)
+def test_epic_kitchens_trees_are_recognised(tmp_path, name, files):
+    for number, file in enumerate(files):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "v.mp4", 150, first=number).rename(tmp_path / file)
+    (tmp_path / "P01" / "._P01_11.MP4").write_bytes(b"")
+    store = VideoStore(tmp_path)
+    assert store.layout == LAYOUTS[name]
+    assert frame_numbers(store.read("P02_101", [0.05])) == [len(files) - 1]
+    if name == "epic-avion":
+        assert frame_numbers(store.read("P01_11", [15.05])) == [1]
+
+
+def test_videos_that_do_not_count_from_zero_are_no_chunks(tmp_path):
+    for number in (1, 2, 3):
+        write_video(tmp_path / "4" / f"{number}.mp4", 5)
+    with pytest.raises(FileNotFoundError, match="No video found"):
+        VideoStore(tmp_path)
+    assert VideoStore(tmp_path / "4").read("2", [0.0]).shape[0] == 1

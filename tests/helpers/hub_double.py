@@ -66,6 +66,7 @@ class HubDouble:
         self.refuse_commit = 0
         self.uploads: list[tuple[str, int]] = []  # (oid, bytes) of every LFS upload that began
         self.requests: list[str] = []
+        self.ranges: list[tuple[str, int, int]] = []  # (path, first byte, bytes) of every part of a file that was read
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -372,5 +373,11 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             return self.answer(404, {"error": "Entry not found"}, commit, "EntryNotFound")
         etag = hashlib.sha256(content).hexdigest() if is_lfs(path) else git_oid(content)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        status, size = 200, len(content)
+        if wanted and self.command == "GET":
+            status, content = 206, content[int(wanted[1]) : int(wanted[2]) + 1]
+            commit |= {"Content-Range": f"bytes {wanted[1]}-{int(wanted[1]) + len(content) - 1}/{size}"}
+            self.hub.ranges.append((path, int(wanted[1]), len(content)))
         headers = commit | {"ETag": f'"{etag}"', "Content-Length": str(len(content)), "Accept-Ranges": "bytes"}
-        self.answer(200, content, headers)
+        self.answer(status, content, headers)
