@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import positive_int
+from .corpus import shard_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,6 +61,8 @@ def _open_clips(arguments: argparse.Namespace, scoring: str, make: Callable[...,
         layout=arguments.layout,
         frame_order=arguments.frame_order,
         views=Views(arguments.num_clips, arguments.crops, arguments.flip),
+        shard=shard_of(arguments),
+        merge=arguments.merge,
     )
     folder = local_folder(arguments.folder)
     accelerator = Accelerator()

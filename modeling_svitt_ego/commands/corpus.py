@@ -25,7 +25,7 @@ class Report(Protocol):
 
 
 X264_PRESETS = "ultrafast superfast veryfast faster fast medium slow slower veryslow placebo".split()
-LAYOUT_HELP = "undivided, egovlp, lavila, avion, epic, epic-flat or avion-epic; recognised by default"
+LAYOUT_HELP = "undivided, egovlp, lavila, avion, epic, epic-flat, epic-avion or egtea; recognised by default"
 
 
 def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .arguments import check_output_file, non_negative_int, positive_int
 from .benchmarks import BENCHMARKS
+from .corpus import LAYOUT_HELP, add_shard_arguments
 from .running import DEBUG_HELP
 
 FRAME_ORDERS = ("natural", "shuffled", "reversed", "repeated")
@@ -30,9 +31,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", required=True, help="folder of the videos, in any known layout")
-    parser.add_argument(
-        "--layout", help="undivided, egovlp, lavila or avion, found by looking; or epic, epic-avion, egtea"
-    )
+    parser.add_argument("--layout", help=LAYOUT_HELP)
     parser.add_argument("--num-frames", type=positive_int, help="frames per clip; the model's own number by default")
     parser.add_argument(
         "--frame-order",
@@ -56,7 +55,8 @@ def _add_clip_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of the weights and the computation",
     )
-    parser.add_argument("--cache", help="folder for embeddings: a stopped run goes on where it was")
+    parser.add_argument("--cache", help="folder for embeddings: a stopped run resumes from it")
+    add_shard_arguments(parser, "the clips, into --cache")
     parser.add_argument(
         "--on-error",
         default="raise",
@@ -65,11 +65,24 @@ def _add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _evaluate(opened):
+    """The report, or None after one shard of the clips."""
+    from ..evaluation.encoding import ShardFinished
+
+    try:
+        return opened.evaluator(opened.model)
+    except ShardFinished as finished:
+        print(f"{finished}; after all shards: --merge")
+        return None
+
+
 def run_evaluate(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output or f"evaluation_{arguments.benchmark.replace('-', '_')}.json")
     check_output_file(output, "--output")
     opened = BENCHMARKS[arguments.benchmark].open(arguments)
-    report = opened.evaluator(opened.model)
+    report = _evaluate(opened)
+    if report is None:
+        return 0
     accelerator = opened.evaluator.accelerator
     if accelerator is not None and not accelerator.is_main_process:
         return 0

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data.clips import EgoClipDataset
 from ..files.processes import workers_ignore_interrupts
+from ..files.sharding import Shard
 from ..model.clip_reading import ClipReadError
 from ..model.processing_svitt_ego import SViTTEgoProcessor
 from ..weights.fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
@@ -66,6 +67,8 @@ class EncoderSettings:
         layout (`str`, *optional*): layout of the video folder; found by looking otherwise.
         frame_order (`str`): one of `natural`, `shuffled`, `reversed`, `repeated`, see [`frame_order`].
         views ([`Views`]): what of a clip is seen; vectors, logits and log odds are averaged over the views.
+        shard ([`Shard`], *optional*): embed this part of the clips only, into `cache`, then raise [`ShardFinished`].
+        merge (`bool`): embed no clip; a clip that no shard has embedded is an error.
     """
 
     batch_size: int = 32
@@ -75,8 +78,12 @@ class EncoderSettings:
     layout: str | None = None
     frame_order: str = "natural"
     views: Views = Views()
+    shard: Shard | None = None
+    merge: bool = False
 
     def __post_init__(self):
+        if (self.shard or self.merge) and self.cache is None:
+            raise ValueError("A shard leaves its vectors in a cache, and a merge reads them: give a cache folder.")
         if self.on_error not in ON_ERROR:
             raise ValueError(f"on_error ({self.on_error!r}) must be one of {ON_ERROR}.")
         if self.batch_size < 1:
@@ -84,6 +91,10 @@ class EncoderSettings:
         if self.num_workers < 0:
             raise ValueError(f"num_workers ({self.num_workers}) must be at least 0.")
         check_frame_order(self.frame_order)
+
+
+class ShardFinished(Exception):
+    """The vectors of one shard are in the cache; the message says how many clips it has. There is no score yet."""
 
 
 @contextmanager
@@ -117,6 +128,7 @@ class Encoder:
         self.processor = processor
         self.settings = settings
         self.accelerator = accelerator
+        self._is_merged = False
 
     def clips(
         self,
@@ -161,6 +173,10 @@ class Encoder:
             if pair_keys[number] not in matches:
                 pairs_of.setdefault(int(clip), []).append(number)
         missing = [row for row in range(len(clips)) if keys[row] not in embeds or row in pairs_of]
+        if self.settings.shard is not None:
+            missing = [row for row in missing if self.settings.shard.owns(keys[row])]
+        if self.settings.merge and not self._is_merged:
+            self._check_complete(clips, missing)
         failures: list[dict] = []
 
         def compute(rows: np.ndarray) -> None:
@@ -209,12 +225,28 @@ class Encoder:
             # Also after an error or Ctrl-C: the next run goes on from here.
             matches.write()
             embeds.write()
+        if self.settings.shard is not None:
+            num_clips = sum(self.settings.shard.owns(key) for key in keys)
+            raise ShardFinished(
+                f"shard {self.settings.shard}: {num_clips} of {len(keys)} clips, {len(failures)} failed"
+            )
         bad = {failure["row"] for failure in failures}
         rows = _stack(embeds, [None if row in bad else key for row, key in enumerate(keys)])
         if not len(pairs):
             return EncodedClips(rows, None, failures)
         logits = _stack(matches, [None if clip in bad else key for (clip, _), key in zip(pairs, pair_keys)])[:, 0]
         return EncodedClips(rows, logits, failures)
+
+    def _check_complete(self, clips: EgoClipDataset, missing: list[int]) -> None:
+        """Refuse clips that no shard has embedded. With `on_error="wrong"` those that cannot be read are no holes."""
+        self._is_merged = True
+        rows = _Rows(clips, missing, self.settings.on_error)
+        holes = missing if self.settings.on_error == "raise" else [row for row, video, _ in rows if video is not None]
+        if holes:
+            raise ValueError(
+                f"{len(holes)} of {len(clips)} clips are not in the cache {str(self.settings.cache)!r}, the first in "
+                f"row {holes[0]}: run the missing shards with the same arguments."
+            )
 
     def texts(self, model: nn.Module, texts: Sequence[str], desc: str = "texts") -> np.ndarray:
         """Normalised embeddings `(num_texts, projection_dim)`; of equal texts one is computed."""

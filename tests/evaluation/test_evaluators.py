@@ -126,6 +126,22 @@ def test_stopped_run_goes_on_where_it_was(world, tmp_path, monkeypatch):
     assert not set(rest) & set(seen[:8])  # two whole batches of four were kept
 
 
+def test_shards_on_machines_of_their_own_give_the_score_of_one_run(world, tmp_path, capsys):
+    """Catches clips that no shard embeds, and a merge that embeds the rest itself or passes over it."""
+    command = ["evaluate", "egomcq", str(world.model), "--annotations", str(world.json), "--videos", str(world.videos)]
+    command += ["--scoring", "ensemble", "--num-workers", "0", "--num-frames", "4", "--batch-size", "4"]
+    assert main([*command, "--output", str(tmp_path / "whole.json")]) == 0
+    command += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "merged.json")]
+    assert main([*command, "--shard", "0/2"]) == 0 and "shard 0/2: " in capsys.readouterr().out
+    assert main([*command, "--merge"]) == 2 and "clips are not in the cache" in capsys.readouterr().err
+    assert main([*command, "--shard", "1/2"]) == 0
+    assert not (tmp_path / "merged.json").exists()
+    assert main([*command, "--merge"]) == 0
+    whole, merged = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "merged.json"))
+    assert merged["metrics"] == whole["metrics"]
+    assert main([*command[:-4], "--shard", "0/2"]) == 2 and "give a cache folder" in capsys.readouterr().err
+
+
 def test_damaged_cache_file_is_named_and_computed_again(tmp_path, caplog):
     cache = VectorCache(tmp_path, {"weights": "x"})
     cache.add(["k"], np.ones((1, 3)))
