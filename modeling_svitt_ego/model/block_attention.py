@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .edge_triton import KERNEL_DEVICES, is_available, supports, triton_attention
 from .second_derivatives import gradients_with_graph, plain_attention, wants_graph
-from .sparsity import RelativePositions
+from .sparsity import RelativePositions, cls_logits
 
 logger = logging.get_logger(__name__)
 
@@ -203,8 +203,7 @@ def _add_product(scores: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -
 
 def _cls_row(q, k, bias_table, patch_to_cls: int, logsumexp: torch.Tensor | None = None):
     """Attention (B, H, N) of the [CLS] query and its logsumexp (B, H, 1), which the backward has already."""
-    query = q[:, :, :1].to(bias_table.dtype) * q.shape[-1] ** -0.5  # the numbers of sparsity.cls_row
-    scores = (query @ k.to(bias_table.dtype).transpose(-1, -2)).squeeze(2)
+    scores = cls_logits(q, k)
     scores[:, :, 0] += bias_table[:, patch_to_cls + 1]
     scores[:, :, 1:] += bias_table[:, patch_to_cls - 1, None]
     if logsumexp is None:

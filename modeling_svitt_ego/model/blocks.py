@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .lean_linear import linears_after
+from .lean_linear import is_bare, linears_after
 
 
 def eager_attention(module, q, k, v, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
@@ -19,10 +19,7 @@ def eager_attention(module, q, k, v, attention_mask, scaling: float, dropout: fl
 
 
 class MLP(nn.Module):
-    """
-    Two linear layers with an activation between: the same in all three towers. In the video tower with a LayerNorm
-    before them and LayerScale after them, handed in so that little is kept for the backward (lean_linear.py).
-    """
+    """Two linear layers with an activation between: the same in all three towers."""
 
     def __init__(self, config):
         super().__init__()
@@ -30,12 +27,17 @@ class MLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(
-        self, hidden_states: torch.Tensor, layernorm: nn.LayerNorm | None = None, scale: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        (inner,) = linears_after(layernorm, hidden_states, [self.fc1])
-        (output,) = linears_after(self.activation, inner, [self.fc2], scale)
-        return output
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        (inner,) = linears_after(None, hidden_states, [self.fc1])
+        return linears_after(self.activation, inner, [self.fc2])[0]
 
 
-__all__ = ["MLP", "eager_attention"]
+def mlp_after(layernorm: nn.LayerNorm, hidden_states: torch.Tensor, mlp: MLP, scale: torch.Tensor) -> torch.Tensor:
+    """`scale * mlp(layernorm(hidden_states))`, keeping little for the backward (lean_linear.py)."""
+    if not is_bare(mlp):
+        return scale * mlp(layernorm(hidden_states))
+    (inner,) = linears_after(layernorm, hidden_states, [mlp.fc1])
+    return linears_after(mlp.activation, inner, [mlp.fc2], scale)[0]
+
+
+__all__ = ["MLP", "eager_attention", "mlp_after"]

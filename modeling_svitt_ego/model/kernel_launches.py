@@ -33,6 +33,8 @@ def default_launch(kernel: str, is_float32: bool, head_dim: int, is_hopper: bool
     """
     is_wide = head_dim > 64
     if is_float32:
+        if head_dim < 64:
+            return Launch(16, 32) if kernel == "key_gradients" else Launch(32, 16)
         return Launch(16, 16, num_warps=8) if is_wide else Launch(32, 32, num_warps=8)
     if kernel == "table_gradient":
         return Launch(64, 32 if is_hopper and not is_wide else 16)

@@ -190,7 +190,7 @@ def norm_backward(grad, x, mean, rstd, weight, bias, other):
             gradient that `x` gets from elsewhere.
 
     Returns:
-        Gradient of `x`, the norm's output once more in the precision of `grad`, gradients of weight and bias.
+        Gradient of `x`, the norm's output recomputed in the precision of `grad`, gradients of weight and bias.
     """
     channels = x.shape[-1]
     rows = x.numel() // channels
@@ -213,34 +213,34 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def gelu_backward(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradient of GELU's input, GELU(x) once more, and the column sums (C,) of the former in float32."""
-    return _columns(grad, x=x)
+    """Gradient of GELU's input, written over `grad`; GELU(x) recomputed; column sums (C,) of the first in float32."""
+    return _columns(grad, x=x, out=grad)
 
 
 def mask_and_cast(grad: torch.Tensor, keep: torch.Tensor | None, dtype: torch.dtype):
     """`keep * grad` in `dtype`, and its column sums (C,) in float32."""
-    out, _, sums = _columns(grad, keep=keep, dtype=dtype)
+    out, _, sums = _columns(grad, keep=keep, out=torch.empty_like(grad, dtype=dtype))
     return out, sums
 
 
 def column_sums(grad: torch.Tensor) -> torch.Tensor:
     """Sums (C,) over all rows in float32."""
-    return _columns(grad, write=False)[2]
+    return _columns(grad)[2]
 
 
-def _columns(grad, x=None, keep=None, dtype=None, write=True):
+def _columns(grad, x=None, keep=None, out=None):
     channels = grad.shape[-1]
     rows = grad.numel() // channels
     programs = -(-rows // ROWS_PER_PROGRAM)
-    grad_x = torch.empty_like(grad, dtype=dtype or grad.dtype) if write else None
-    out = None if x is None else torch.empty_like(x)
+    activated = None if x is None else torch.empty_like(x)
     partial = torch.empty(programs, channels, dtype=torch.float32, device=grad.device)
     columns_kernel[(programs * -(-channels // COLUMN_TILE),)](
-        grad, *(grad if argument is None else argument for argument in (x, keep, grad_x, out)), partial,
+        grad, *(grad if argument is None else argument for argument in (x, keep, out, activated)), partial,
         rows, grad.shape[1], ROWS_PER_PROGRAM,
-        C=channels, ROWS=COLUMN_ROWS, COLUMNS=COLUMN_TILE, WRITE=write, DROP=keep is not None, GELU=x is not None,
+        C=channels, ROWS=COLUMN_ROWS, COLUMNS=COLUMN_TILE,
+        WRITE=out is not None, DROP=keep is not None, GELU=x is not None,
     )  # fmt: skip
-    return grad_x, out, partial.sum(0)
+    return out, activated, partial.sum(0)
 
 
 def _power_of_two(number: int) -> int:

@@ -36,8 +36,8 @@ def linears_after(
         hidden_states (`torch.Tensor` of shape `(..., in_features)`).
         scale (`torch.Tensor` of shape `(out_features,)`, *optional*): LayerScale, for a single linear layer.
     """
-    are_plain = all(type(linear) is nn.Linear and _is_bare(linear) for linear in linears)
-    are_plain = are_plain and (before is None or _is_bare(before))
+    are_plain = all(type(linear) is nn.Linear and is_bare(linear) for linear in linears)
+    are_plain = are_plain and (before is None or is_bare(before))
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not are_plain:
         states = hidden_states if before is None else before(hidden_states)
         outputs = tuple(linear(states) for linear in linears)
@@ -47,7 +47,7 @@ def linears_after(
     return _LinearsAfter.apply(before, hidden_states, *norm, scale, *weights)
 
 
-def _is_bare(module: nn.Module) -> bool:
+def is_bare(module: nn.Module) -> bool:
     """Is a call no more than its class's forward: no hooks, no forward of its own (accelerate's offloading)?"""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return not any(hooks) and "forward" not in vars(module)

@@ -246,15 +246,20 @@ def edge_attention_reference(
     return attention @ v, attention
 
 
-def cls_row(q, k, v, table, positions: RelativePositions) -> tuple[torch.Tensor, torch.Tensor]:
+def cls_logits(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """
-    Dense attention of the [CLS] query alone: context (B, H, 1, D) and attention (B, H, N) in float32 or wider.
-
-    The logits are computed in float32 or wider, so that every implementation keeps the same tokens when it prunes.
+    (B, H, N) logits of the [CLS] query without bias, in float32 or wider also under autocast: every implementation
+    ranks tokens by these numbers, and keeps the same ones when it prunes.
     """
     statistics = torch.promote_types(q.dtype, torch.float32)
-    query = q[:, :, :1].to(statistics) * q.shape[-1] ** -0.5
-    scores = (query @ k.to(statistics).transpose(-1, -2)).squeeze(2) + positions.cls_row_bias(table)
+    with torch.autocast(q.device.type, enabled=False):
+        query = q[:, :, :1].to(statistics) * q.shape[-1] ** -0.5
+        return (query @ k.to(statistics).transpose(-1, -2)).squeeze(2)
+
+
+def cls_row(q, k, v, table, positions: RelativePositions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense attention of the [CLS] query alone: context (B, H, 1, D) and attention (B, H, N) in float32 or wider."""
+    scores = cls_logits(q, k) + positions.cls_row_bias(table)
     attention = (scores - scores.logsumexp(-1, keepdim=True)).exp()  # rounded as in block_attention.py
     return attention.to(v.dtype).unsqueeze(2) @ v, attention
 

@@ -18,9 +18,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .block_attention import dense_attention, edge_attention, uses_kernels
-from .blocks import MLP, eager_attention
+from .blocks import MLP, eager_attention, mlp_after
 from .configuration_svitt_ego import SViTTEgoVisionConfig, num_kept_tokens
 from .flex_blocks import flex_edge_attention
+from .fused_layer import is_fusable, keep_factors, mlp_residual, norm_linears, project_residual
 from .input_checks import check_frames, check_range
 from .lean_linear import linears_after
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
@@ -147,21 +148,20 @@ class VisionAttention(nn.Module):
 
     def forward(
         self,
-        layernorm: nn.LayerNorm,
-        hidden_states: torch.Tensor,  # (B, N, C)
-        scale: torch.Tensor,  # (C,)
+        q: torch.Tensor,  # (B, N, C), and so k and v: projected by the layer, with the norm that comes before
+        k: torch.Tensor,
+        v: torch.Tensor,
         token_ids: torch.Tensor,  # (1 or B, n)
         num_frames: int,
         block_ids: torch.Tensor | None,  # (M, K) or (B, M, K); None is dense
         need_cls_attention: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
-        scale * attention(layernorm(hidden_states)) (B, N, C), the whole attention (B, H, N, N) if eager, the [CLS] row
+        The context (B, N, C) before the output projection, the whole attention (B, H, N, N) if eager, the [CLS] row
         (B, H, N) if needed.
         """
-        shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.head_dim)
-        projections = linears_after(layernorm, hidden_states, (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = (projection.view(shape).transpose(1, 2) for projection in projections)
+        shape = (*q.shape[:-1], self.num_attention_heads, self.head_dim)
+        q, k, v = (x.view(shape).transpose(1, 2) for x in (q, k, v))
         config = self.config
         table = resample_relative_position_bias(
             self.relative_position_bias_table, config.num_frames, num_frames, self.grid_size
@@ -183,9 +183,7 @@ class VisionAttention(nn.Module):
             # Not attention[:, :, 0], rounded in half precision: every implementation ranks by the same numbers.
             with torch.no_grad():  # a ranking: no gradient flows through which tokens are kept
                 cls_attention = cls_row(q, k, v, table, positions)[1]
-        context = context.transpose(1, 2).reshape(hidden_states.shape)
-        (output,) = linears_after(None, context, [self.o_proj], scale)
-        return output, attention, cls_attention
+        return context.transpose(1, 2).flatten(2), attention, cls_attention
 
     def dense(self, q, k, v, table, positions: RelativePositions):
         """All pairs: the context, the attention if eager, the [CLS] row if it comes with them."""
@@ -235,21 +233,46 @@ class VisionLayer(GradientCheckpointingLayer):
         seed: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's output and the ids of its tokens, fewer than entered if it prunes."""
+        # Submodules are called on tensors alone: accelerate's hooks move every argument that has `.to`, modules too.
+        attention = self.attention
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        is_fused = is_fusable(self, hidden_states)
+        if is_fused:
+            hidden_states, *projected = norm_linears(self.layernorm_before, hidden_states, projections)
+        else:
+            projected = linears_after(self.layernorm_before, hidden_states, projections)
         by_attention = num_kept is not None and self.keep_strategy == "cls_attn"
-        attended, _, cls_attention = self.attention(
-            self.layernorm_before, hidden_states, self.lambda_1, token_ids, num_frames, block_ids, by_attention
-        )
-        hidden_states = hidden_states + self.drop_path(attended)
+        context, _, cls_attention = attention(*projected, token_ids, num_frames, block_ids, by_attention)
+
+        normed = None
+        if is_fused:
+            norm = self.layernorm_after if num_kept is None else None
+            keep = keep_factors(self.drop_path, hidden_states)
+            hidden_states, normed = project_residual(
+                attention.o_proj, context, self.lambda_1, hidden_states, keep, norm
+            )
+        else:
+            (attended,) = linears_after(None, context, [attention.o_proj], self.lambda_1)
+            hidden_states = hidden_states + self.drop_path(attended)
         if num_kept is not None:
-            if by_attention:
-                scores = cls_attention.detach()[:, :, 1:].mean(1)  # head mean, (B, n)
-            else:
-                scores = hash_keys(seed, self.random_stream, 1, token_ids.shape[1]).expand(hidden_states.shape[0], -1)
-            kept = select_tokens(scores, num_kept)
-            token_ids = token_ids.expand(hidden_states.shape[0], -1).gather(1, kept)
-            hidden_states = take_tokens(hidden_states, kept)
-        hidden_states = hidden_states + self.drop_path(self.mlp(hidden_states, self.layernorm_after, self.lambda_2))
+            hidden_states, token_ids = self.prune(hidden_states, token_ids, cls_attention, num_kept, seed)
+        if is_fused:
+            keep = keep_factors(self.drop_path, hidden_states)
+            hidden_states = mlp_residual(self.mlp, self.layernorm_after, hidden_states, normed, self.lambda_2, keep)
+        else:
+            transformed = mlp_after(self.layernorm_after, hidden_states, self.mlp, self.lambda_2)
+            hidden_states = hidden_states + self.drop_path(transformed)
         return hidden_states, token_ids
+
+    def prune(self, hidden_states, token_ids, cls_attention, num_kept: int, seed: torch.Tensor):
+        """The `num_kept` patch tokens that [CLS] attends to most, or random ones, and their ids."""
+        if self.keep_strategy == "cls_attn":
+            scores = cls_attention.detach()[:, :, 1:].mean(1)  # head mean, (B, n)
+        else:
+            scores = hash_keys(seed, self.random_stream, 1, token_ids.shape[1]).expand(hidden_states.shape[0], -1)
+        kept = select_tokens(scores, num_kept)
+        token_ids = token_ids.expand(hidden_states.shape[0], -1).gather(1, kept)
+        return take_tokens(hidden_states, kept), token_ids
 
 
 class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):

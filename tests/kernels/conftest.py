@@ -1,4 +1,4 @@
-"""The interpreter multiplies bfloat16 as the integers that it stores them in; here the products are corrected."""
+"""Triton's interpreter multiplies the integers that it stores bfloat16 in, and truncates; here both are corrected."""
 
 import os
 from contextlib import contextmanager
@@ -9,8 +9,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 only_interpreted = pytest.mark.skipif(not INTERPRETED, reason="run with TRITON_INTERPRET=1, as .ci/run does")
 
 
-def _multiply_bfloat16_as_numbers():
+def _compute_in_bfloat16_as_a_gpu_does():
     import numpy as np
+    import torch
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -19,12 +20,23 @@ def _multiply_bfloat16_as_numbers():
             return x
         return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
-    create_dot = InterpreterBuilder.create_dot
+    def cast(self, x, dtype):
+        if x.dtype.scalar == tl.float32 and dtype.scalar == tl.bfloat16:
+            rounded = torch.from_numpy(np.ascontiguousarray(x.data)).bfloat16().view(torch.int16)
+            return TensorHandle(rounded.numpy().view(np.uint16).reshape(x.data.shape), dtype.scalar)
+        return (
+            as_float32(x)
+            if dtype.scalar == tl.float32 and x.dtype.scalar == tl.bfloat16
+            else cast_impl(self, x, dtype)
+        )
+
+    create_dot, cast_impl = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
     InterpreterBuilder.create_dot = lambda self, a, b, *rest: create_dot(self, as_float32(a), as_float32(b), *rest)
+    InterpreterBuilder.cast_impl = cast
 
 
 if INTERPRETED:
-    _multiply_bfloat16_as_numbers()
+    _compute_in_bfloat16_as_a_gpu_does()
 
 
 @contextmanager

@@ -16,12 +16,14 @@ SEED = torch.tensor(7)
 
 
 @pytest.fixture(autouse=True)
-def two_programs_sum_four_clips(monkeypatch):
-    monkeypatch.setattr(edge_triton, "CLIPS_PER_TABLE_PROGRAM", 3)
+def few_clips_are_enough(monkeypatch):
+    """Three clips are read from tiles, and two programs sum their gradients."""
+    monkeypatch.setattr(edge_triton, "MIN_CLIPS_FOR_TILES", 3)
+    monkeypatch.setattr(edge_triton, "CLIPS_PER_TABLE_PROGRAM", 2)
 
 
 # Rounding of the result and of the weights before the second product.
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def make_inputs(batch, window, kept, size, num_local, num_random, per_sample=False, dim=16, repeat=False, heads=2):
@@ -65,10 +67,10 @@ def assert_equals_the_reference(inputs, dtype=torch.float32, attend_padding=Fals
 
 # batch, window, kept tokens, block size, local, random; ids per sample; then make_inputs' options
 CASES = {
-    "n29-block6-1+2-per-sample-dim24": (2, (2, 3, 5), 29, 6, 1, 2, True, 24),
-    "n31-block7-3+1-per-sample": (1, (3, 3, 4), 31, 7, 3, 1, True),
+    "n23-block6-1+2-per-sample-dim24": (2, (2, 3, 5), 23, 6, 1, 2, True, 24),
+    "n31-block7-3+1-per-sample": (1, (3, 3, 4), 31, 7, 3, 1, True, 16, False, 1),
     "n13-block5-1+2-all-blocks-one-clip": (1, (1, 4, 4), 13, 5, 1, 3),
-    "n23-block6-3+1-shared-tiles": (4, (2, 3, 4), 23, 6, 3, 1, False, 16, False, 1),
+    "n17-block6-1+1-shared-tiles": (3, (1, 4, 5), 17, 6, 1, 1, False, 16, False, 1),
     "n75-block40-blocks-wider-than-tiles": (1, (2, 7, 7), 75, 40, 1, 1, True, 16, False, 1),
 }
 
@@ -81,7 +83,7 @@ def test_output_and_every_gradient_equal_the_float64_reference(case, attend_padd
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("case", ["n29-block6-1+2-per-sample-dim24", "n23-block6-3+1-shared-tiles"])
+@pytest.mark.parametrize("case", ["n23-block6-1+2-per-sample-dim24", "n17-block6-1+1-shared-tiles"])
 def test_half_precision_loses_no_more_than_its_rounding(case, dtype):
     """Catches a softmax, a sum or a bias in half precision."""
     assert_equals_the_reference(make_inputs(*CASES[case]), dtype)
@@ -145,7 +147,7 @@ def test_offsets_beyond_32_bits():
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
-@pytest.mark.parametrize("case", ["n31-block7-3+1-per-sample", "n23-block6-3+1-shared-tiles"])
+@pytest.mark.parametrize("case", ["n31-block7-3+1-per-sample", "n17-block6-1+1-shared-tiles"])
 def test_the_deterministic_table_gradient_is_as_exact(case):
     """Catches an overflow or a coarse grid of the fixed-point sums, and a gradient that is not finite being hidden."""
     inputs = make_inputs(*CASES[case])

@@ -8,7 +8,7 @@ pytest.importorskip("triton", reason="the kernels need triton, which has no whee
 if INTERPRETED:
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from modeling_svitt_ego.model import edge_gradient_kernels, edge_kernels
+from modeling_svitt_ego.model import edge_gradient_kernels, edge_kernels, layer_kernels
 from modeling_svitt_ego.model.kernel_launches import KERNELS, launch_of
 
 from .compiled import resources
@@ -69,4 +69,28 @@ def test_the_base_models_attention_spills_no_register(kernel, variant):
 def test_attention_of_every_head_dim_and_precision_spills_no_register(kernel, variant, head_dim, precision):
     for capability in (80, 90):
         used = attention_resources(kernel, variant, precision, head_dim, capability)
+        assert used["spilled"] == 0, (capability, used)
+
+
+RESIDUAL = {**dict.fromkeys(("X", "SUM", "WEIGHT", "BIAS", "SCALE"), "*fp32"), "OTHER": "*fp32", "DX": "*fp32"}
+NORM = dict(C=768, SIZE=1024, ROWS=layer_kernels.NORM_ROWS)
+COLUMNS = dict(ROWS=layer_kernels.COLUMN_ROWS, COLUMNS=layer_kernels.COLUMN_TILE)
+LAYER_CASES = {
+    "norm": ("residual_norm_kernel", NORM | dict(RESIDUAL=False, DROP=False, NORM=True), RESIDUAL),
+    "residual-norm": ("residual_norm_kernel", NORM | dict(RESIDUAL=True, DROP=True, NORM=True), RESIDUAL),
+    "residual": ("residual_norm_kernel", NORM | dict(RESIDUAL=True, DROP=True, NORM=False), RESIDUAL),
+    "norm-backward": ("norm_backward_kernel", NORM, RESIDUAL),
+    "gelu": ("gelu_kernel", dict(SIZE=layer_kernels.GELU_SIZE), {}),
+    "gelu-backward": ("columns_kernel", COLUMNS | dict(C=3072, WRITE=True, DROP=False, GELU=True), {}),
+    "mask-and-cast": ("columns_kernel", COLUMNS | dict(C=768, WRITE=True, DROP=True, GELU=False), {"GRAD": "*fp32"}),
+    "column-sums": ("columns_kernel", COLUMNS | dict(C=768, WRITE=False, DROP=False, GELU=False), {}),
+}
+
+
+@pytest.mark.parametrize("case", LAYER_CASES)
+def test_the_kernels_between_products_spill_no_register(case):
+    """Catches rows too wide for the registers, in bf16 autocast of the base model."""
+    kernel, constants, pointers = LAYER_CASES[case]
+    for capability in (80, 90, 100):
+        used = resources(getattr(layer_kernels, kernel), constants, "bf16", capability, pointers, num_warps=4)
         assert used["spilled"] == 0, (capability, used)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from modeling_svitt_ego.model.sparsity import random_blocks
 from tests.helpers.tiny_model import assert_same_gradients, gradients, tiny_clips, tiny_vision_model
 
 from .conftest import kernels_on_cpu, only_interpreted
@@ -15,7 +16,7 @@ SMALL = {"num_attention_heads": 2, "num_frames": 2, "drop_path_rate": 0.0, "prun
 def patterns_of(model):
     """The same blocks in every run, though the forward is a training one."""
     numbers = model.config.tokens_per_layer(2)
-    return [model.block_ids(i, n, torch.tensor(3), None)[:, 1:] for i, n in enumerate(numbers)]
+    return [random_blocks(torch.tensor(3), layer, -(-n // 8), 1, 1) for layer, n in enumerate(numbers)]
 
 
 def train(model, function, **options):

@@ -196,6 +196,9 @@ def test_every_implementation_ranks_by_the_same_numbers_in_half_precision():
     assert expected.dtype == torch.float32
     assert torch.equal(edge_attention(q, k, v, table, positions, ids, size)[1], expected)
     assert torch.equal(dense_attention(q, k, v, table, positions)[1], expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(edge_attention(q, k, v, table, positions, ids, size)[1], expected)
+        assert torch.equal(cls_row(q, k, v, table, positions)[1], expected)
 
 
 def test_only_one_copy_of_each_input_is_kept_for_the_backward():
