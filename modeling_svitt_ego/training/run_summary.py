@@ -1,4 +1,4 @@
-"""What a run took and how it went: throughput, where the time went, memory, curves of loss and EgoMCQ."""
+"""The cost and the course of a run: throughput, shares of time, memory, curves of loss and EgoMCQ."""
 
 import json
 import resource
@@ -25,6 +25,7 @@ class RunSummary(TrainerCallback):
         self.seconds = self.data = self.step = 0.0
         self.clips = 0
         self.began = None
+        self._logged = (0.0, 0)  # when, and how many clips by then
 
     def timed(self, batches: Iterator) -> Iterator:
         """The batches; waiting for them is counted as data."""
@@ -42,6 +43,13 @@ class RunSummary(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began = time.perf_counter()
+        self._logged = (self.began, self.clips)
+
+    def clips_per_second(self, world_size: int) -> float:
+        """Rows read per second over all processes since the last call, evaluation and checkpoints included."""
+        (before, clips), now = self._logged, time.perf_counter()
+        self._logged = (now, self.clips)
+        return (self.clips - clips) * world_size / max(now - before, 1e-9)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.seconds += time.perf_counter() - self.began

@@ -66,6 +66,8 @@ class SViTTEgoTrainer(
         self._cached: CachedStep | None = None
         self._epoch_iterator = None
         self._warned_without_negatives = False
+        self.batch_sampler = None
+        self._partners_logged = (0, 0)
         args = self.args
         set_weights(
             self.core,
@@ -143,7 +145,7 @@ class SViTTEgoTrainer(
             sampler = make_batch_sampler(dataset, args, args.contrastive_share, **share)
         else:
             sampler = make_batch_sampler(dataset, args, self._train_batch_size)
-        self.batch_sampler = sampler
+        self.batch_sampler, self._partners_logged = sampler, (0, 0)
         dataset.failures.keep_in(args.output_dir)
         loader = DataLoader(
             CarriesFailures(dataset),
@@ -251,8 +253,19 @@ class SViTTEgoTrainer(
                 mean = torch.stack([value.float() for value in values]).mean()
                 logs[name] = self.accelerator.gather(mean[None]).mean().item()
             self._loss_parts.clear()
-            logs |= unreadable_clips(self.train_dataset)
+            logs["clips_per_second"] = self.summary.clips_per_second(self.args.world_size)
+            logs |= self._scene_partners() | unreadable_clips(self.train_dataset)
         super().log(logs, start_time)
+
+    def _scene_partners(self) -> dict[str, float]:
+        """Share of the partners drawn since the last log that are of their clip's scene; workers read ahead."""
+        statistics = getattr(self.batch_sampler, "statistics", None)
+        if statistics is None:
+            return {}
+        counts = statistics.scene_partners, statistics.video_partners + statistics.random_partners
+        of_scene, others = (now - before for now, before in zip(counts, self._partners_logged))
+        self._partners_logged = counts
+        return {"scene_partners": of_scene / (of_scene + others)} if of_scene + others else {}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         if self.evaluator is None:
