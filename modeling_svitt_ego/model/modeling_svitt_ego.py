@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .classification_heads import AttentionPooler, heads_loss, split_by_head
@@ -26,6 +26,8 @@ from .pipeline_svitt_ego import custom_pipelines
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
 from .text import SViTTEgoTextModel
 from .vision import SViTTEgoVisionModel, SViTTEgoVisionOutput
+
+logger = logging.get_logger(__name__)
 
 
 class SViTTEgoModel(SViTTEgoPreTrainedModel):
@@ -424,6 +426,8 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
         """
         for key in ("input_ids", "attention_mask", "inputs_embeds"):
             kwargs.pop(key, None)  # PEFT passes them as None
+        if labels is not None and self.training and not torch.compiler.is_compiling():
+            self._warn_of_frozen_head()
         outputs = self.vision_model(pixel_values_videos, random_patterns, generator, return_dict=True, **kwargs)
         logits, loss = self.classify(outputs.pooler_output, outputs.last_hidden_state, labels)
         heads = self.config.head_sizes
@@ -434,6 +438,14 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
             attentions=outputs.attentions,
             logits_per_head=split_by_head(logits, heads) if heads else None,
         )
+
+    def _warn_of_frozen_head(self):
+        trained = [any(p.requires_grad for p in part.parameters()) for part in (self.classifier, self.vision_model)]
+        if trained == [False, True]:
+            logger.warning_once(
+                "The video tower is trained, but the classifier is frozen: a new one stays random, and PEFT does not "
+                "save it. With LoRA, give LoraConfig(modules_to_save=['classifier'])."
+            )
 
     def classify(
         self, pooled: torch.Tensor, tokens: torch.Tensor | None = None, labels: torch.Tensor | None = None

@@ -276,3 +276,24 @@ def test_a_classification_adapter_brings_its_head(loader, tmp_path):
             model = PeftModel.from_pretrained(model, tmp_path).eval()
         torch.testing.assert_close(model(pixel_values_videos=tiny_clips()).logits, expected)
     assert not torch.allclose(before, expected)
+
+
+def test_a_classifier_that_lora_leaves_frozen_is_said(caplog):
+    """Catches a random head that neither trains nor is saved, as FEATURE_EXTRACTION alone leaves it."""
+    transformers.utils.logging.warning_once.cache_clear()
+    labels = torch.zeros(2, dtype=torch.long)
+
+    def train_once(model):
+        caplog.clear()
+        model.train()(pixel_values_videos=tiny_clips(), labels=labels)
+        return "modules_to_save=['classifier']" in caplog.text
+
+    lora = {"task_type": "FEATURE_EXTRACTION", "r": 2}
+    assert not train_once(tiny_model(SViTTEgoForVideoClassification))
+    saved = LoraConfig(**lora, modules_to_save=["classifier"])
+    assert not train_once(get_peft_model(tiny_model(SViTTEgoForVideoClassification), saved))
+    probe = tiny_model(SViTTEgoForVideoClassification).requires_grad_(False)
+    probe.classifier.requires_grad_(True)
+    assert not train_once(probe)
+    frozen = get_peft_model(tiny_model(SViTTEgoForVideoClassification), LoraConfig(**lora))
+    assert train_once(frozen) and not train_once(frozen)
