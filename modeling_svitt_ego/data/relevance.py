@@ -43,12 +43,17 @@ class RelevantSentences:
         clips (`datasets.Dataset`): from [`load_epic_kitchens`], the rows of the data set.
         sentences (`datasets.Dataset`): likewise, with the sentence file.
         threshold (`float`): 0.1 in published work.
+        template (`str`): what is made of a sentence, with `{}` for it, such as `"#C C {}"`.
     """
 
-    def __init__(self, clips: datasets.Dataset, sentences: datasets.Dataset, threshold: float = 0.1) -> None:
+    def __init__(
+        self, clips: datasets.Dataset, sentences: datasets.Dataset, threshold: float = 0.1, template: str = "{}"
+    ) -> None:
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold ({threshold}) must lie in [0, 1): no relevance is above 1.")
-        self.threshold = threshold
+        if "{}" not in template:
+            raise ValueError(f"template ({template!r}) has no {{}}, the place of the sentence.")
+        self.threshold, self.template = threshold, template
         self.verbs, self.nouns = list(clips["verb_class"]), list(clips["all_noun_classes"])
         self.own_texts = list(clips["clip_text"])
         self.texts = list(sentences["clip_text"])
@@ -79,7 +84,7 @@ class RelevantSentences:
         else:
             chosen = int(candidates[np.random.default_rng(seed).integers(len(candidates))])
             verb, nouns, text = int(self.text_verbs[chosen]), self.text_nouns[chosen], self.texts[chosen]
-        return {"text": text, "text_verb_tags": [verb], "text_noun_tags": list(nouns)}
+        return {"text": self.template.format(text), "text_verb_tags": [verb], "text_noun_tags": list(nouns)}
 
 
 class RetrievalCollator(ClipCollator):

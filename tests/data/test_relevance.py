@@ -65,8 +65,10 @@ def test_only_relevant_sentences_are_drawn_and_all_of_them(tmp_path):
     # "open door" and "close door" share the noun: relevance 0.5, and only 0.5.
     assert {RelevantSentences(clips, sentences, 0.5).draw(0, seed)["text"] for seed in range(40)} == {"open door"}
     assert {texts.draw(4, seed)["text"] for seed in range(20)} == {"stir"}
-    with pytest.raises(ValueError, match="threshold"):
-        RelevantSentences(clips, sentences, threshold=1.0)
+    assert RelevantSentences(clips, sentences, template="#C C {}").draw(4, 0)["text"] == "#C C stir"
+    for wrong, message in (({"threshold": 1.0}, "threshold"), ({"template": "#C C"}, "template")):
+        with pytest.raises(ValueError, match=message):
+            RelevantSentences(clips, sentences, **wrong)
 
 
 def test_a_clip_without_a_relevant_sentence_keeps_its_own(tmp_path):

@@ -1,0 +1,79 @@
+"""examples/finetune_ek100.py with minimal settings: a small world and a model without pretraining."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoForVideoTextRetrieval
+from modeling_svitt_ego.data.egoclip import load_egoclip
+from modeling_svitt_ego.demo.demo import TINY_CONFIG, build_processor
+from modeling_svitt_ego.demo.synthetic_benchmarks import read_actions
+from modeling_svitt_ego.demo.synthetic_world import build_world
+from modeling_svitt_ego.evaluation.ek100 import EK100Evaluator
+from modeling_svitt_ego.weights.loading import load_checkpoint, load_processor
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_ek100.py"
+SMALL = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--disable_tqdm", "true"]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The example's module, a pretrained folder and a world of 20 seconds for each split."""
+    folder = tmp_path_factory.mktemp("finetune_ek100")
+    world = build_world(folder / "world", {"train": 1, "test": 1}, 20.0, height=48, num_workers=1)
+    processor = build_processor([*load_egoclip(world["train"].egoclip)["clip_text"]])
+    torch.manual_seed(0)
+    SViTTEgoForVideoTextRetrieval(SViTTEgoConfig(**TINY_CONFIG)).save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    spec = importlib.util.spec_from_file_location("finetune_ek100", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example, folder, world
+
+
+def run(start, name, *arguments):
+    example, folder, _ = start
+    given = ["--model", str(folder / "model"), "--world", str(folder / "world"), "--output_dir", str(folder / name)]
+    return example.main([*given, *SMALL, *arguments]), folder / name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [
+            "--objective",
+            "mi_mm",
+            "--margin",
+            "linear:0.2:0.4",
+            "--contrastive_batch_size",
+            "4",
+            "--per_device_train_batch_size",
+            "2",
+        ],
+        ["--objective", "info_nce", "--method", "lora"],
+        ["--objective", "sms", "--rerank_top_k", "3", "--temperature", "0.07"],
+    ],
+    ids=["mi_mm-cached", "info_nce-lora", "sms-rerank"],
+)
+def test_a_run_saves_what_it_measured(start, arguments):
+    """Catches results of other weights than those saved: the merged adapters included."""
+    results, output = run(start, arguments[1], *arguments)
+    assert json.loads((output / "results.json").read_text()) == results
+    assert results["num_test_clips"] == len(read_actions(start[2])["test"])
+    assert ("rerank" in results["metrics"]) == ("sms" in arguments)
+    assert (results["trainable_share"] < 12) == ("lora" in arguments)
+    annotations = start[1] / "world" / "epic-kitchens"
+    files = [annotations / f"EPIC_100_retrieval_test{kind}.csv" for kind in ("", "_sentence")]
+    model = load_checkpoint(output / "model", "dual")
+    evaluator = EK100Evaluator(*files, annotations / "videos", load_processor(output / "model"), 4, layout="epic")
+    assert evaluator(model).metrics["map"] == pytest.approx(results["metrics"]["dual"]["map"], abs=0.5)
+    before = load_checkpoint(start[1] / "model", "dual").video_projection.weight
+    assert not torch.equal(model.video_projection.weight, before)
+
+
+def test_unknown_methods_are_refused(start):
+    with pytest.raises(ValueError, match="--method"):
+        run(start, "wrong", "--method", "half")
