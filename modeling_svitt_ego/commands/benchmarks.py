@@ -96,7 +96,7 @@ def _open_egomcq(arguments: argparse.Namespace) -> Opened:
 
 def _add_egonlq(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", required=True, help="nlq_val.json")
-    parser.add_argument("--predictions", help="the challenge's prediction file")
+    parser.add_argument("--predictions", help="prediction file of the challenge, VSLNet, GroundNLQ or OSGNet")
     parser.add_argument("--features", help="folder that `svitt-ego extract … --nlq` made, to predict from")
     parser.add_argument(
         "--sliding-window",

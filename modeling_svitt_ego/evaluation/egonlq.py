@@ -9,15 +9,12 @@ from torch import nn
 from ..data.egonlq import load_egonlq, query_flags
 from ..features.egonlq_features import EgoNLQFeatures
 from ..features.grounding import ground, sliding_window_spans
-from ..files.json_records import array, integer, read_json, record, seconds, text
 from .bootstrap import INTERVAL_RULE
 from .egonlq_metrics import egonlq_intervals, egonlq_recall
+from .egonlq_predictions import Predictions, read_predictions
 from .evaluator import Evaluator
 from .report import EvaluationReport
 
-Predictions = dict[tuple[str, str, int], list[tuple[float, float]]]
-
-CHALLENGE = "ego4d_nlq_challenge"
 COUNTING_RULE = (
     "plain names: all queries of the file, one without a prediction is a miss; *_given: only those with a prediction, "
     "the challenge's denominator; *_with_length: answers of zero length dropped. A hit has an IoU above the threshold"
@@ -86,7 +83,8 @@ class PredictionFileEvaluator(Evaluator):
 
     Args:
         annotations: `nlq_val.json`.
-        predictions: the challenge's prediction file.
+        predictions: the challenge's prediction file, or one as VSLNet, GroundNLQ or OSGNet write it; see
+            egonlq_predictions.py.
     """
 
     benchmark = "egonlq"
@@ -100,32 +98,6 @@ class PredictionFileEvaluator(Evaluator):
     def __call__(self, model: nn.Module | None = None) -> EvaluationReport:
         details = {"predictions": os.path.basename(self.path)}
         return evaluate_egonlq(self.annotations, self.predictions, details=details)
-
-
-def read_predictions(path: str | os.PathLike) -> Predictions:
-    """The challenge's file → windows in seconds, best first, by (clip_uid, annotation_uid, query_idx)."""
-    path = os.fspath(path)
-    content = record(read_json(path), f"{path!r}")
-    if content.get("challenge", CHALLENGE) != CHALLENGE:
-        raise ValueError(f"{path!r} is of the challenge {content['challenge']!r}, expected {CHALLENGE!r}.")
-    result: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
-    for number, item in enumerate(array(content.get("results"), f"{path!r}, results")):
-        where = f"{path!r}, result {number}"
-        item = record(item, where)
-        key = (
-            text(item.get("clip_uid"), f"{where}, clip_uid"),
-            text(item.get("annotation_uid"), f"{where}, annotation_uid"),
-            integer(item.get("query_idx"), f"{where}, query_idx"),
-        )
-        if key in result:
-            raise ValueError(f"{where}: query {key} is predicted twice.")
-        windows = []
-        for window in array(item.get("predicted_times"), f"{where}, predicted_times"):
-            if len(array(window, f"{where}, predicted_times")) != 2:
-                raise ValueError(f"{where}: {window!r:.100} is not a start and an end.")
-            windows.append((seconds(window[0], f"{where}, start"), seconds(window[1], f"{where}, end")))
-        result[key] = windows
-    return result
 
 
 def evaluate_egonlq(
