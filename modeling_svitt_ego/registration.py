@@ -32,6 +32,8 @@ def _register_with_transformers() -> None:
     from .model import configuration_svitt_ego as configurations
     from .model import modeling_svitt_ego as models
     from .model.pipeline_svitt_ego import TASK, ZeroShotVideoClassificationPipeline
+    from .model.pipeline_temporal_grounding import TASK as GROUNDING_TASK
+    from .model.pipeline_temporal_grounding import TemporalGroundingPipeline
     from .model.processing_svitt_ego import SViTTEgoProcessor
     from .model.temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding, SViTTEgoTemporalGroundingConfig
     from .model.text import SViTTEgoTextModel
@@ -56,6 +58,9 @@ def _register_with_transformers() -> None:
     AutoProcessor.register(whole, SViTTEgoProcessor, exist_ok=True)
     PIPELINE_REGISTRY.register_pipeline(
         TASK, ZeroShotVideoClassificationPipeline, pt_model=AutoModel, type="multimodal"
+    )
+    PIPELINE_REGISTRY.register_pipeline(
+        GROUNDING_TASK, TemporalGroundingPipeline, pt_model=AutoModel, type="multimodal"
     )
     # The warm start reads other libraries' checkpoints and does not ship to the Hub with the class.
     models.SViTTEgoModel.from_encoders = classmethod(_from_encoders)

@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_svitt_ego import SViTTEgoConfigBase, refuse_unknown_keys
+from .pipeline_temporal_grounding import custom_pipelines
 
 logger = logging.get_logger(__name__)
 
@@ -205,6 +206,10 @@ class SViTTEgoForTemporalGrounding(PreTrainedModel):
     main_input_name = "video_features"
     # The Trainer would otherwise divide the loss by a count of labels; it is a mean over queries already.
     accepts_loss_kwargs = False
+
+    def save_pretrained(self, *args, **kwargs):
+        self.config.custom_pipelines = custom_pipelines()
+        return super().save_pretrained(*args, **kwargs)
 
     def __init__(self, config: SViTTEgoTemporalGroundingConfig):
         super().__init__(config)
