@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.taxonomy import Taxonomy
-from .synthetic_world import NOUN_TAXONOMY, VERB_TAXONOMY, WorldPaths, write_video
+from .synthetic_video import write_video
+from .synthetic_world import NOUN_TAXONOMY, VERB_TAXONOMY, WorldPaths
 
 # Of the k-th class (k + 1) ** -TAIL of the actions are kept.
 VERB_TAIL, NOUN_TAIL = 0.35, 0.2
