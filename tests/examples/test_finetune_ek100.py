@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoForVideoTextRetrieval
+from modeling_svitt_ego import SViTTEgoForVideoTextRetrieval
 from modeling_svitt_ego.data.egoclip import load_egoclip
-from modeling_svitt_ego.demo.demo import TINY_CONFIG, build_processor
+from modeling_svitt_ego.demo.demo import build_processor
 from modeling_svitt_ego.demo.synthetic_benchmarks import read_actions
 from modeling_svitt_ego.demo.synthetic_world import build_world
 from modeling_svitt_ego.evaluation.ek100 import EK100Evaluator
+from modeling_svitt_ego.hub.configs import hub_config
 from modeling_svitt_ego.weights.loading import load_checkpoint, load_processor
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_ek100.py"
@@ -26,7 +27,7 @@ def start(tmp_path_factory):
     world = build_world(folder / "world", {"train": 1, "test": 1}, 20.0, height=48, num_workers=1)
     processor = build_processor([*load_egoclip(world["train"].egoclip)["clip_text"]])
     torch.manual_seed(0)
-    SViTTEgoForVideoTextRetrieval(SViTTEgoConfig(**TINY_CONFIG)).save_pretrained(folder / "model")
+    SViTTEgoForVideoTextRetrieval(hub_config("svitt-ego-tiny")).save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     spec = importlib.util.spec_from_file_location("finetune_ek100", EXAMPLE)
     example = importlib.util.module_from_spec(spec)
