@@ -38,6 +38,8 @@ def run(name: str, work: Callable[[], int | None], stopped: str) -> int:
     try:
         with _sigterm_raises():
             return work() or 0
+    except SystemExit as end:  # the --help or the usage error of a parser inside
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt as interrupt:
         if os.environ.get(DEBUG_VARIABLE):
             raise
