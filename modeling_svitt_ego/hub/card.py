@@ -197,8 +197,8 @@ def _check_weights(folder: Path, evaluations: list[EvaluationReport]) -> None:
 
 
 def _eval_results(evaluation: EvaluationReport) -> list[EvalResult]:
-    """For the Hub's model-index: what was measured on the model as it is, at full precision."""
-    if evaluation.condition:
+    """For the Hub's model-index: what was measured on these weights and on clips as they are, at full precision."""
+    if evaluation.condition or not evaluation.checkpoint_sha256:
         return []
     name = BENCHMARK_NAMES.get(evaluation.benchmark, evaluation.benchmark)
     protocol = {"num_frames": evaluation.num_frames, "scoring_mode": evaluation.scoring_mode}

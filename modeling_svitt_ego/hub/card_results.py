@@ -69,7 +69,7 @@ def result_rows(evaluations: Iterable[EvaluationReport]) -> list[ResultRow]:
                     benchmark=_cell(name),
                     metric=_cell(metric),
                     published=f"{published[key]:.1f}" if same_set and key in published else "–",
-                    own=f"{value:.1f}{_interval(evaluation, metric)}",
+                    own=f"{value:.1f}{_interval(evaluation, metric)}{_of_which_weights(evaluation)}",
                     num_items=_num_items(evaluation, metric),
                     num_frames=_cell(evaluation.num_frames),
                     scoring_mode=_cell(evaluation.scoring_mode),
@@ -94,6 +94,11 @@ def is_published_set(evaluation: EvaluationReport) -> bool:
 def _interval(evaluation: EvaluationReport, metric: str) -> str:
     interval = evaluation.intervals.get(metric)
     return f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+
+
+def _of_which_weights(evaluation: EvaluationReport) -> str:
+    """A number without the hash of its weights may be of any model."""
+    return "" if evaluation.checkpoint_sha256 else f" (weights {NOT_RECORDED})"
 
 
 def _num_items(evaluation: EvaluationReport, metric: str) -> str:

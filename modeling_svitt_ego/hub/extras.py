@@ -102,6 +102,11 @@ def leaderboard_results(evaluations: Iterable[EvaluationReport], datasets: dict[
                 f"The evaluation on {evaluation.benchmark} is of {evaluation.dataset or 'the benchmark'} "
                 f"({evaluation.condition or 'as it is'}): it does not belong on the leaderboard of {dataset}."
             )
+        if not evaluation.checkpoint_sha256:
+            raise ValueError(
+                f"The evaluation on {evaluation.benchmark} does not record its weights (checkpoint_sha256), so it "
+                "cannot be shown to be of this model. Evaluate the folder with `svitt-ego evaluate`."
+            )
         notes = ", ".join(
             f"{name}: {value}"
             for name, value in (("frames", evaluation.num_frames), ("scoring", evaluation.scoring_mode))

@@ -42,6 +42,8 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
     """
 
     custom_pipelines = custom_pipelines()
+    # Parts that other classes have: a checkpoint of theirs loads without a warning, any other unknown key is reported.
+    _keys_to_ignore_on_load_unexpected = [r"^(fusion_model|vtm_head|mlm_head|classifier|pooler)\."]
     # What `forward(return_loss=True)` sums; assign a list to one model to train it with others (objective_base.py).
     objectives: Sequence[Objective] = OBJECTIVES
 
@@ -203,6 +205,8 @@ class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
     With `return_loss=True` the loss is contrastive plus matching, SViTT's retrieval objective.
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"^(mlm_head|classifier|pooler)\."]
+
     def add_heads(self, config: SViTTEgoConfig):
         self.fusion_model = SViTTEgoFusionModel._from_config(config.cross_modal_config)
         self.vtm_head = nn.Linear(config.cross_modal_config.hidden_size, 2)
@@ -256,6 +260,8 @@ class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
     """
 
     _tied_weights_keys = {"mlm_head.decoder.weight": "text_model.embeddings.word_embeddings.weight"}
+
+    _keys_to_ignore_on_load_unexpected = [r"^(classifier|pooler)\."]
 
     def add_heads(self, config: SViTTEgoConfig):
         super().add_heads(config)
@@ -387,6 +393,10 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
     """
 
     input_modalities = ("video",)
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(text_model|text_projection|video_projection|fusion_model|vtm_head|mlm_head)\.",
+        r"^temperature$",
+    ]
 
     def __init__(self, config: SViTTEgoConfig):
         super().__init__(config)

@@ -45,7 +45,9 @@ RECORD = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_tiny_folder(tmp_path_factory.mktemp("card") / "tiny-svitt")
+    folder = save_tiny_folder(tmp_path_factory.mktemp("card") / "tiny-svitt")
+    RECORD["checkpoint_sha256"] = weights_sha256(folder)  # as `svitt-ego evaluate` of this folder writes it
+    return folder
 
 
 def rows(card) -> list[list[str]]:
@@ -105,7 +107,7 @@ def test_numbers_on_another_set_stand_apart_from_the_published_ones(folder, chan
 def test_what_an_evaluation_did_not_record_is_called_so(folder):
     """Catches a default or a guess in the place of a missing field."""
     card = render_model_card(folder, [{"benchmark": "egomcq", "metrics": {"intra": 50.0}}])
-    assert rows(card)[0] == ["EgoMCQ", "intra", "–", "50.0", *["not recorded"] * 6]
+    assert rows(card)[0] == ["EgoMCQ", "intra", "–", "50.0 (weights not recorded)", *["not recorded"] * 6]
 
 
 def test_metadata_is_what_the_hub_takes(folder):
@@ -122,6 +124,14 @@ def test_metadata_is_what_the_hub_takes(folder):
     results = {r.metric_name: (r.metric_value, r.metric_args) for r in data.eval_results}
     args = {"num_frames": 4, "scoring_mode": "dual"}
     assert results == {"EgoMCQ inter": (91.25, args), "EgoMCQ intra": (60.125, args)}  # not the shuffled 1.0
+
+
+def test_a_number_of_unknown_weights_stays_out_of_the_metadata(folder):
+    """Catches an evaluation without the hash of its weights that is published as this model's."""
+    unknown = {name: value for name, value in RECORD.items() if name != "checkpoint_sha256"}
+    card = render_model_card(folder, [unknown])
+    assert rows(card)[0][3] == "91.2 (weights not recorded)" and "model-index" not in metadata(card)
+    assert "model-index" in metadata(render_model_card(folder, [RECORD]))
 
 
 def test_a_number_of_other_weights_is_refused(folder):
@@ -194,7 +204,8 @@ def test_training_arguments_are_shown_and_kept_without_paths_and_tokens(folder, 
     for content in (text, saved):
         assert secret not in content and "private" not in content
     assert json.loads(saved)["learning_rate"] == 2e-3
-    again = write_model_card(target, [RECORD]).read_text(encoding="utf-8")
+    record = RECORD | {"checkpoint_sha256": weights_sha256(target)}
+    again = write_model_card(target, [record]).read_text(encoding="utf-8")
     assert "| learning_rate | 0.002 |" in again
 
 

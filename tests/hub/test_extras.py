@@ -79,7 +79,9 @@ def test_the_notebook_runs_from_top_to_bottom(folder, tmp_path):
 
 def report(**changes):
     fields = {"metrics": {"inter": 50.0, "intra": 40.12346}, "num_frames": 4, "scoring_mode": "dual"}
-    return EvaluationReport(**(fields | {"benchmark": "egomcq", "date": "2026-11-26"} | changes))
+    return EvaluationReport(
+        **(fields | {"benchmark": "egomcq", "date": "2026-11-26", "checkpoint_sha256": "0" * 64} | changes)
+    )
 
 
 def test_leaderboard_results_are_what_the_hub_reads():
@@ -94,6 +96,8 @@ def test_leaderboard_results_are_what_the_hub_reads():
     assert leaderboard_results([report()], {}) == {}
     with pytest.raises(ValueError, match="does not belong on the leaderboard"):
         leaderboard_results([report(dataset="synthetic world")], {"egomcq": "USER/egomcq"})
+    with pytest.raises(ValueError, match="does not record its weights"):
+        leaderboard_results([report(checkpoint_sha256=None)], {"egomcq": "USER/egomcq"})
     with pytest.raises(ValueError, match="There is no evaluation on ek100"):
         leaderboard_results([report()], {"ek100": "USER/ek100"})
 
