@@ -242,7 +242,7 @@ class EvaluationReport:
             lines.append("published by others on the real benchmark, not measured here:")
         for entry in published:
             numbers = "  ".join(f"{name} {value:g}" for name, value in entry.metrics.items())
-            lines.append(f"  {entry.model:28}{numbers}  ({entry.protocol}; {entry.source})")
+            lines.append(f"  {entry.model:24}{numbers}  ({entry.protocol}; {entry.source})")
         return "\n".join(lines)
 
 
