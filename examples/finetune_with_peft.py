@@ -4,6 +4,10 @@ The task is action classification on the synthetic world of `svitt-ego demo`: wh
 training clips are those of the train split; the accuracy is that on the test split, whose scenes are unseen. All three
 start from the same pretrained folder and use transformers' own Trainer. On two cores it takes minutes.
 
+Every folder that it writes holds a processor too, so that `AutoProcessor`, `pipeline("video-classification", …)` and
+`svitt-ego evaluate video-classification … --scoring head` work on it. `LoRA` is the adapter alone, `LoRA_merged` the
+classifier with the adapter merged into its weights.
+
     svitt-ego demo --output svitt-ego-demo --training-videos
     python examples/finetune_with_peft.py --model svitt-ego-demo/model --world svitt-ego-demo/world
 """
@@ -17,21 +21,26 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import AutoModelForVideoClassification, AutoProcessor, Trainer, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import AutoModelForVideoClassification, AutoProcessor, ProcessorMixin, Trainer, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from modeling_svitt_ego import lora_target_modules
+from modeling_svitt_ego.commands.arguments import CommandParser, non_negative_int, positive_int
+from modeling_svitt_ego.commands.running import run_script
 from modeling_svitt_ego.data.clips import EgoClipDataset
 from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.data.layouts import VideoStore
+from modeling_svitt_ego.weights.loading import local_folder
 
 # Peak learning rates: the fewer weights move, the further they have to.
 LEARNING_RATES = {"linear probe": 1e-2, "LoRA": 5e-3, "full fine-tuning": 5e-4}
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--model", default="svitt-ego-demo/model", help="folder of a pretrained model and processor")
     parser.add_argument(
         "--world", default="svitt-ego-demo/world", help="synthetic world with the splits train and test"
@@ -39,20 +48,24 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument(
         "--output", default="runs/finetune_with_peft", help="folder for adapter, models and results.json"
     )
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each of the three")
-    parser.add_argument("--batch-size", type=int, default=64, help="clips per step")
-    parser.add_argument("--rank", type=int, default=8, help="rank of LoRA's updates")
-    parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="processes that decode")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=positive_int, default=600, help="optimizer steps of each of the three")
+    parser.add_argument("--batch-size", type=positive_int, default=64, help="clips per step")
+    parser.add_argument("--rank", type=positive_int, default=8, help="rank of LoRA's updates")
+    parser.add_argument(
+        "--num-workers", type=non_negative_int, default=os.cpu_count() or 1, help="processes that decode"
+    )
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=0, help="of the classifier and of the order of the clips"
+    )
     arguments = parser.parse_args(argv)
-    world, output = Path(arguments.world), Path(arguments.output)
+    world, output, pretrained = Path(arguments.world), Path(arguments.output), local_folder(arguments.model)
 
     # 1. The classes: EgoClip's verb groups, by the name of each group in the world's taxonomy.
     with open(world / "train" / "verb_taxonomy.csv", encoding="utf-8", newline="") as file:
         verbs = [row["label"] for row in csv.DictReader(file)]
 
     # 2. The clips. Decoded once, four frames each, because every epoch of all three runs sees them again.
-    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=True)
     train_clips, test_clips = (
         decode_clips(world / split, processor, arguments.num_workers) for split in ("train", "test")
     )
@@ -62,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict:
     for method in LEARNING_RATES:
         set_seed(arguments.seed)  # the same new classifier for all
         model = AutoModelForVideoClassification.from_pretrained(
-            arguments.model,
+            pretrained,
             trust_remote_code=True,
             id2label=dict(enumerate(verbs)),
             label2id={verb: label for label, verb in enumerate(verbs)},
@@ -80,9 +93,14 @@ def main(argv: list[str] | None = None) -> dict:
                 modules_to_save=["classifier"],
             )
             model = get_peft_model(model, config)
-        results[method] = fine_tune(model, method, train_clips, test_clips, output, arguments)
+        results[method] = fine_tune(model, method, train_clips, test_clips, processor, output, arguments)
+        if method == "LoRA":
+            # A classifier like the other two: `pipeline` and `svitt-ego evaluate` need no PEFT for it.
+            merged = output / "LoRA_merged"
+            model.merge_and_unload().save_pretrained(merged)
+            processor.save_pretrained(merged)
 
-    # 4. Beside each other, and beside guessing.
+    # 4. The three next to each other, and next to guessing.
     labels = test_clips.tensors[1]
     majority = Counter(train_clips.tensors[1].tolist()).most_common(1)[0][0]
     results = {
@@ -100,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict:
     return results
 
 
-def decode_clips(split: Path, processor, num_workers: int) -> TensorDataset:
+def decode_clips(split: Path, processor: ProcessorMixin, num_workers: int) -> TensorDataset:
     """All clips of a split: pixels `(clips, frames, 3, height, width)` in half precision, verb labels `(clips,)`."""
     frames = EgoClipDataset(
         load_egoclip(split / "egoclip.csv"),
@@ -114,13 +132,21 @@ def decode_clips(split: Path, processor, num_workers: int) -> TensorDataset:
         pixels = processor(videos=videos, do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
         return pixels.half(), torch.tensor([example["verb_tags"][0] for example in examples])
 
-    print(f"Decoding {len(frames)} clips of {split} …", flush=True)
-    batches = list(DataLoader(frames, batch_size=32, num_workers=num_workers, collate_fn=collate))
+    loader = DataLoader(frames, batch_size=32, num_workers=num_workers, collate_fn=collate)
+    batches = list(tqdm(loader, desc=f"decode {split.name}", unit="batch"))
     return TensorDataset(*(torch.cat(parts) for parts in zip(*batches)))
 
 
-def fine_tune(model, method: str, train_clips, test_clips, output: Path, arguments) -> dict:
-    """Trains with the library's Trainer and saves the model, or the adapter alone; accuracy in per cent."""
+def fine_tune(
+    model: nn.Module,
+    method: str,
+    train_clips: TensorDataset,
+    test_clips: TensorDataset,
+    processor: ProcessorMixin,
+    output: Path,
+    arguments: argparse.Namespace,
+) -> dict:
+    """Trains with the library's Trainer; saves the model (of LoRA the adapter) and the processor."""
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -141,6 +167,7 @@ def fine_tune(model, method: str, train_clips, test_clips, output: Path, argumen
             seed=arguments.seed,
             use_cpu=not torch.cuda.is_available(),
         ),
+        processing_class=processor,  # saved with the model
         train_dataset=train_clips,
         eval_dataset=test_clips,
         data_collator=lambda clips: {
@@ -181,4 +208,4 @@ def format_table(results: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, stopped="methods that were finished are kept in --output; the same command starts again")

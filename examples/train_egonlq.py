@@ -9,7 +9,6 @@
 With Ego4D: nlq_train.json, nlq_val.json and egoclip.csv, and the folder of the videos for both.
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -20,6 +19,14 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from modeling_svitt_ego import __version__
+from modeling_svitt_ego.commands.arguments import (
+    CommandParser,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    probability,
+)
+from modeling_svitt_ego.commands.running import run_script
 from modeling_svitt_ego.corpus.egonlq_building import build_egonlq
 from modeling_svitt_ego.corpus.narrations_as_queries import write_narrations_as_queries
 from modeling_svitt_ego.data.egoclip import load_egoclip
@@ -35,7 +42,7 @@ from modeling_svitt_ego.features.grounding import (
     sliding_window_spans,
     write_predictions,
 )
-from modeling_svitt_ego.features.windows import WindowSettings
+from modeling_svitt_ego.features.windows import NLQ_WINDOW_SECONDS, WindowSettings
 from modeling_svitt_ego.model.temporal_grounding_svitt_ego import SViTTEgoForTemporalGrounding
 from modeling_svitt_ego.weights.loading import load_dual_encoder
 
@@ -44,32 +51,43 @@ WINDOW_CELLS = (1, 2, 3, 4, 6, 8, 12, 16)  # what the sliding window may be
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--model", required=True, help="folder or Hub name of the encoder")
-    parser.add_argument("--train-json", required=True)
-    parser.add_argument("--train-videos", required=True)
+    parser.add_argument("--train-json", required=True, help="nlq_train.json")
+    parser.add_argument("--train-videos", required=True, help="folder of its videos, in any known layout")
     parser.add_argument("--train-narrations", help="egoclip.csv: its narrations are queries to train on, too (NaQ)")
     parser.add_argument("--train-taxonomies", nargs=2, metavar=("VERBS", "NOUNS"),
                         help="csv files: the narrations' tags are also asked as questions, in the templates of "
                         "data/egonlq_building.py")  # fmt: skip
-    parser.add_argument("--val-json", required=True)
-    parser.add_argument("--val-videos", required=True)
+    parser.add_argument("--val-json", required=True, help="nlq_val.json")
+    parser.add_argument("--val-videos", required=True, help="folder of its videos")
     parser.add_argument("--output", required=True, type=Path, help="features, head, predictions.json, results.json")
-    parser.add_argument("--windows-per-second", type=float, default=1.875)
-    parser.add_argument("--window-seconds", type=float, default=1.0, help="the mean length of EgoClip's clips")
-    parser.add_argument("--hidden-size", type=int, default=128)
-    parser.add_argument("--dropout", type=float, default=0.2)
-    parser.add_argument("--epochs", type=float, default=30)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--windows-per-second", type=positive_float, default=1.875, help="features per second of video"
+    )
+    parser.add_argument(
+        "--window-seconds",
+        type=positive_float,
+        default=NLQ_WINDOW_SECONDS,
+        help="what the encoder sees for each feature; the default is that of `svitt-ego extract --nlq`",
+    )
+    parser.add_argument("--hidden-size", type=positive_int, default=128, help="of the head")
+    parser.add_argument("--dropout", type=probability, default=0.2, help="of the head")
+    parser.add_argument("--epochs", type=positive_float, default=30, help="over the queries to train on")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="queries per step")
+    parser.add_argument("--learning-rate", type=positive_float, default=1e-3, help="the peak")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the head and of the order of the queries")
     arguments = parser.parse_args(argv)
     output = arguments.output
 
-    # 1. Queries to train on: those of the file and, if given, every narration, as it stands and as a question. Few
+    # 1. Queries to train on: those of the file and, if given, every narration, as it is and as a question. Few
     #    questions are too few: the head would have to learn what is seen from them, too.
     if arguments.train_taxonomies and not arguments.train_narrations:
-        parser.error("--train-taxonomies needs --train-narrations.")
+        parser.error("--train-taxonomies needs --train-narrations")
+    for path in (arguments.train_json, arguments.train_videos, arguments.val_json, arguments.val_videos):
+        if not Path(path).exists():
+            parser.error(f"there is no {path!r}")
+    encoder, processor = load_dual_encoder(arguments.model)
     train_json = [arguments.train_json]
     if arguments.train_narrations:
         table = load_egoclip(arguments.train_narrations)
@@ -82,7 +100,6 @@ def main(argv: list[str] | None = None) -> dict:
             train_json.append(str(asked))
 
     # 2. Features of the videos and of the queries. What an earlier run has finished is kept.
-    encoder, processor = load_dual_encoder(arguments.model)
     settings = WindowSettings(arguments.windows_per_second, arguments.window_seconds)
     extract(encoder, processor, arguments.train_videos, output / "features-train", settings, nlq=train_json)
     extract(encoder, processor, arguments.val_videos, output / "features-val", settings, nlq=[arguments.val_json])
@@ -164,4 +181,4 @@ def recall(data: EgoNLQFeatures, found: list, rows: list[dict]) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, stopped="features of finished videos are kept; the same command goes on")

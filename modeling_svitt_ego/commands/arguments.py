@@ -60,7 +60,13 @@ x264_crf = _number(*_INTEGER, 0, 51, "between 0 and 51")
 positive_float = _number(*_FLOAT, _SMALLEST, _LARGEST, "a finite number above 0")
 non_negative_float = _number(*_FLOAT, 0.0, _LARGEST, "a finite number of at least 0")
 positive_or_infinite = _number(*_FLOAT, _SMALLEST, math.inf, "above 0")
+probability = _number(*_FLOAT, 0.0, math.nextafter(1.0, 0.0), "at least 0 and below 1")
 share = _number(*_FLOAT, _SMALLEST, 1.0, "above 0 and at most 1")
+
+
+def window_seconds(text: str) -> float | str:
+    """Seconds, or the word `stride`."""
+    return text if text == "stride" else positive_float(text)
 
 
 def device(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .arguments import check_output_file, device, positive_float, positive_int
+from .arguments import check_output_file, device, positive_float, positive_int, window_seconds
 from .corpus import add_shard_arguments, shard_of
 
 
@@ -19,17 +19,22 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--window-seconds",
-        type=positive_float,
-        help="length of the window that the model sees for each feature; one stride by default, and 1.0 for the "
-        "features of a head of examples/train_egonlq.py",
+        type=window_seconds,
+        metavar="SECONDS",
+        help="length of the window that the model sees for each feature, or 'stride': one stride, which is the "
+        "default, except for `extract --nlq`: 1.0, as examples/train_egonlq.py",
     )
     add("--num-frames", type=positive_int, default=4, help="frames of a window")
 
 
 def _window_settings(arguments: argparse.Namespace, kind: str):
-    from ..features.windows import WindowSettings
+    from ..features.windows import NLQ_WINDOW_SECONDS, WindowSettings
 
-    return WindowSettings(arguments.windows_per_second, arguments.window_seconds, arguments.num_frames, kind)
+    seconds = arguments.window_seconds
+    if seconds is None and getattr(arguments, "nlq", None):
+        seconds = NLQ_WINDOW_SECONDS
+    seconds = None if seconds == "stride" else seconds
+    return WindowSettings(arguments.windows_per_second, seconds, arguments.num_frames, kind)
 
 
 def _load(arguments: argparse.Namespace):

@@ -37,7 +37,11 @@ def config_for(data: EgoNLQFeatures, **fields) -> SViTTEgoTemporalGroundingConfi
 
 
 def check_features(model: SViTTEgoForTemporalGrounding, data: EgoNLQFeatures) -> None:
-    """Features of another checkpoint or other windows would give numbers, only wrong ones."""
+    """
+    Raises:
+        ValueError: The features are of another checkpoint or of other windows than those of the training, which would
+            give wrong predictions; the options of `svitt-ego extract` that give the right ones are named.
+    """
     config, manifest, settings = model.config, data.folder.manifest, data.folder.settings
     pairs = {
         "checkpoint": (config.encoder_fingerprint, manifest["checkpoint"]),
@@ -50,7 +54,17 @@ def check_features(model: SViTTEgoForTemporalGrounding, data: EgoNLQFeatures) ->
         f"{name} {trained} in training, {here} here" for name, (trained, here) in pairs.items() if trained != here
     ]
     if wrong:
-        raise ValueError(f"The head does not fit the features in {str(data.folder.path)!r}: {'; '.join(wrong)}.")
+        options = [
+            f"--{name.replace('_', '-')} {'stride' if trained is None else trained}"
+            for name, (trained, here) in pairs.items()
+            if trained != here and name in ("windows_per_second", "window_seconds", "num_frames")
+        ]
+        if config.encoder_fingerprint != manifest["checkpoint"]:
+            options.append("--model and the encoder of the training")
+        remedy = f" Extract them into another folder with {' '.join(options)}." if options else ""
+        raise ValueError(
+            f"The head does not fit the features in {str(data.folder.path)!r}: {'; '.join(wrong)}.{remedy}"
+        )
 
 
 @torch.no_grad()

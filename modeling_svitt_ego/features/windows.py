@@ -19,6 +19,7 @@ from ..model.clip_reading import ClipReadError, clip_times
 from .source_videos import SourceVideo, find_videos  # noqa: F401 (imported from here by earlier code)
 
 WINDOWS_PER_SECOND = 1.875
+NLQ_WINDOW_SECONDS = 1.0  # for a grounding head: the mean length of EgoClip's clips, nearly twice a cell
 FEATURE_KINDS = ("projected", "pooled", "tokens")
 # A last cell shorter than this share of a whole one joins the cell before it: rounding of the duration, not content.
 _SHORTEST_CELL = 0.1

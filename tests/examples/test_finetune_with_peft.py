@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForVideoClassification
+from transformers import AutoModelForVideoClassification, AutoProcessor, pipeline
 
 from modeling_svitt_ego import SViTTEgoModel
+from modeling_svitt_ego.cli import main
+from modeling_svitt_ego.commands.running import run_script
 from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.demo.demo import build_processor
 from modeling_svitt_ego.demo.synthetic_world import build_world
+from modeling_svitt_ego.evaluation.report import EvaluationReport
 from modeling_svitt_ego.hub.configs import hub_config
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_with_peft.py"
@@ -65,6 +68,50 @@ def test_the_saved_adapter_goes_on_the_pretrained_model(run):
     assert accuracy == pytest.approx(results["methods"]["LoRA"]["accuracy"])
     head = tuned.base_model.model.classifier
     assert not torch.equal(head.modules_to_save["default"].weight, before["classifier.weight"])
+
+
+def test_every_folder_works_without_the_script(run, capsys):
+    """Catches a folder without its processor: AutoProcessor, the pipeline and `evaluate --scoring head` take each."""
+    _, folder, results = run
+    rows = list(load_egoclip(folder / "world" / "test" / "egoclip.csv"))
+    video = str(next((folder / "world" / "test" / "videos").rglob("*.mp4")))
+    names = {"linear_probe": "linear probe", "LoRA_merged": "LoRA", "full_fine-tuning": "full fine-tuning"}
+    for name, method in names.items():
+        model = folder / "output" / name
+        output = str(folder / f"{name}.json")
+        line = ["evaluate", "video-classification", str(model), "--task", "verb", "--num-workers", "0"]
+        line += ["--annotations", str(folder / "world" / "test" / "egoclip.csv"), "--output", output]
+        assert main([*line, "--videos", str(folder / "world" / "test" / "videos")]) == 0
+        report = EvaluationReport.load(output)
+        assert report.scoring_mode == "head" and report.num_items == len(rows)
+        assert report.metrics["verb_top1"] == pytest.approx(results["methods"][method]["accuracy"], abs=0.1)
+    assert AutoProcessor.from_pretrained(folder / "output" / "LoRA").video_processor.num_frames == 4
+    classify = pipeline("video-classification", model=str(model), trust_remote_code=True)
+    assert classify(video)[0]["label"] in report_labels(model)
+
+
+def report_labels(model):
+    return json.loads((model / "config.json").read_text())["label2id"]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (["--steps", "0"], "--steps (0) must be at least 1"),
+        (["--model", "no-model"], "There is no folder 'no-model'"),
+        (["--world", "no-world"], "no-world"),
+    ],
+    ids=["steps", "model", "world"],
+)
+def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, capsys, line, message):
+    example, folder, _ = run
+    monkeypatch.chdir(tmp_path)
+    common = ["--model", str(folder / "model"), "--world", str(folder / "world"), "--num-workers", "0"]
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: example.main([*common, *line]))
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
 
 
 def test_the_frozen_part_stays_as_pretrained(run):

@@ -405,3 +405,13 @@ def test_command_and_example(made, tmp_path, capsys):
     assert "4 of 5 queries" in capsys.readouterr().out
     assert json.loads((tmp_path / "p.json").read_text()) == json.loads((run / "predictions.json").read_text())
     assert isinstance(AutoModel.from_pretrained(run / "head"), SViTTEgoForTemporalGrounding)
+
+    # The defaults of `extract --nlq` are those of the example; other windows are refused with the option to give.
+    extract = ["extract", videos, str(tmp_path / "f"), "--model", model, "--nlq", nlq]
+    assert main(extract) == 0
+    assert main(["ground", str(run / "head"), str(tmp_path / "f"), nlq, str(tmp_path / "q.json")]) == 0
+    assert json.loads((tmp_path / "q.json").read_text()) == json.loads((tmp_path / "p.json").read_text())
+    assert main([*extract[:2], str(tmp_path / "g"), *extract[3:], "--window-seconds", "stride"]) == 0
+    assert main(["ground", str(run / "head"), str(tmp_path / "g"), nlq, str(tmp_path / "q.json")]) == 2
+    assert "window_seconds 1.0 in training, None here" in (error := capsys.readouterr().err)
+    assert "Extract them into another folder with --window-seconds 1.0." in error
