@@ -22,8 +22,8 @@ KEEP_ALL = dict(keep_rate=1.0, prune_layers=[])
 
 
 # svitt-ego-tiny, made for training from scratch in minutes: BEiT's zero bias tables, small layer scale and initial
-# weights of 0.02 suit a wide, pretrained tower. A block is half a frame: a token attends to the five blocks around its
-# own, which hold the same place one frame back and one ahead, and to one random block of the other three.
+# weights of 0.02 suit a wide, pretrained tower. A block is a row of a frame, of 16 in a clip of 4 frames: a token attends
+# to its own row and the rows above and below, to the same row one frame back and one ahead, and to a random one.
 TINY = {
     "vision_config": {
         "image_size": 64,
@@ -33,9 +33,10 @@ TINY = {
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "intermediate_size": 384,
-        "num_local_blocks": 5,
+        "num_local_blocks": 3,
+        "num_temporal_blocks": 2,
         "num_random_blocks": 1,
-        "block_size": 8,
+        "block_size": 4,
         "keep_rate": 0.7,
         "prune_layers": [1, 2],
         "layer_scale_init_value": 1.0,

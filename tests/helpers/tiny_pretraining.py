@@ -44,6 +44,7 @@ def small_config(lively=True, **fields) -> SViTTEgoConfig:
     """Dropout, drop path and random edges if `lively`; else each of the 8 blocks is attended and nothing is drawn."""
     tiny = hub_config("svitt-ego-tiny").to_dict()
     towers = {name: tiny[name] | SMALL for name in ("vision_config", "text_config", "cross_modal_config")}
+    towers["vision_config"] |= {"num_local_blocks": 5, "num_temporal_blocks": 0, "block_size": 8}
     towers["vision_config"] |= {"drop_path_rate": 0.2} if lively else {"num_random_blocks": 3}
     towers["cross_modal_config"] |= {"encoder_hidden_size": 32}
     for name in ("text_config", "cross_modal_config"):
