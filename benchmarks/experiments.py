@@ -5,6 +5,9 @@
     python benchmarks/experiments.py --only 3 --jobs 2      # K_r, G, q_v; 3m: q_m, with the fusion objectives
     python benchmarks/experiments.py --only 4 --jobs 2      # train dense, evaluate sparse; takes the models of 1
     python benchmarks/experiments.py --only 5               # temporal edges; 5-8 and 5-16: at 8 and 16 frames
+    python benchmarks/experiments.py --only 6               # which tokens to keep
+    python benchmarks/experiments.py --only 7               # trained dense first, continued sparse
+    python benchmarks/experiments.py --only 8               # EgoNCE on Zipf's statistics, by contrastive batch
     python benchmarks/experiments.py --report               # tables and pictures from the JSON files
 
 Results are in benchmarks/results/experiments, one JSON per experiment; finished runs are kept, so a stopped command
@@ -28,11 +31,21 @@ from pathlib import Path
 
 import torch
 from experiment_parts import costs, inference
-from experiment_parts.plan import FRAMES, PAPER_EDGES, TITLES, TRAINED, Setting, measured_settings, settings_of
+from experiment_parts.plan import (
+    FRAMES,
+    PAPER_EDGES,
+    STATISTICS,
+    TITLES,
+    TRAINED,
+    Setting,
+    measured_settings,
+    settings_of,
+)
 from experiment_parts.records import ORIGIN, Records
 from experiment_parts.report import write_report
 from experiment_parts.training import Budget, Corpus, prepare, quietly, train
 
+from modeling_svitt_ego.demo.synthetic_plan import WorldStatistics
 from modeling_svitt_ego.demo.synthetic_world import WORLD_VERSION, build_world
 
 HERE = Path(__file__).resolve().parent
@@ -46,7 +59,6 @@ def main(argv: list[str] | None = None) -> None:
     if options.report:
         print(f"Written: {write_report(records)}")
         return
-    corpus = find_corpus(options)
     budget = Budget(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -58,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     for number in options.only:
         budget = replace(budget, num_frames=FRAMES.get(number, options.num_frames))
+        corpus = find_corpus(options, STATISTICS.get(number, {}))
         prepare(corpus, budget, options.workers)
         if number in TRAINED:
             settings = chosen(settings_of(number, budget.scale), options.settings)
@@ -90,6 +103,7 @@ def recipe_of(setting: Setting, seed: int, corpus: Corpus, budget: Budget) -> di
         "fusion": setting.fusion,
         "budget": budget.as_recipe(),
         "data": corpus.name,
+        **({"more": setting.more()} if setting.more() else {}),
     }
 
 
@@ -156,8 +170,8 @@ def leave_with_parent() -> None:
     os._exit(1)
 
 
-def find_corpus(options) -> Corpus:
-    """EgoClip where it is given, else the synthetic world, rendered if it is not there."""
+def find_corpus(options, statistics: dict) -> Corpus:
+    """EgoClip where it is given, else a synthetic world of these `WorldStatistics`, rendered if it is not there."""
     work = str(options.work)
     if options.egomcq is not None:
         shards = options.clip_shards
@@ -175,13 +189,17 @@ def find_corpus(options) -> Corpus:
         )
     sizes = {"train": options.train_videos, "test": options.test_videos}
     seconds = options.video_seconds
-    world = build_world(options.world or options.work / "world", sizes, seconds, 0, num_workers=options.workers or 1)
+    name = "-".join(["world", *statistics])
+    folder = options.work / name if statistics or options.world is None else options.world
+    world = build_world(
+        folder, sizes, seconds, 0, num_workers=options.workers or 1, statistics=WorldStatistics(**statistics)
+    )
     return Corpus(
         str(world["train"].egoclip),
         str(world["train"].videos),
         str(world["test"].egomcq),
         str(world["test"].videos),
-        name=f"synthetic world (version {WORLD_VERSION}, seed 0), {sizes['train']} training and {sizes['test']} test "
+        name=f"synthetic {name} (version {WORLD_VERSION}, seed 0), {sizes['train']} training and {sizes['test']} test "
         f"videos of {seconds:g} s",
         work=work,
         cache_gb=options.cache_gb,

@@ -27,9 +27,16 @@ TITLES = {
     "4": "Sparsity turned at inference",
     "5": "Temporal edges at 4 frames",
     "5-8": "Temporal edges at 8 frames",
-    "5-16": "Temporal edges at 16 frames",
+    "5-16": "Temporal edges at 16 frames, with verbs that two frames cannot tell apart",
+    "6": "Which tokens to keep",
+    "7": "Trained dense first, continued sparse",
+    "8": "EgoNCE and InfoNCE where verbs and nouns follow Zipf's law, by contrastive batch",
 }
-TRAINED = ("1", "2", "3", "3m", "5", "5-8", "5-16")  # 4 takes the models of 1
+TRAINED = ("1", "2", "3", "3m", "5", "5-8", "5-16", "6", "7", "8")  # 4 takes the models of 1
+# Fields of WorldStatistics: the synthetic world of these experiments, which differs from the others'.
+STATISTICS = {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}}
+PRUNERS = ("random", "motion", "diverse", "merged")  # of experiment 6, besides the model's own (pruning.py)
+CONTRASTIVE_BATCHES = (32, 128, 512)  # of experiment 8
 FRAMES = {"5": 4, "5-8": 8, "5-16": 16}  # of these experiments, whatever --num-frames says
 # (K_l, K_t, K_r, G). The first three of the tiny tower attend to as many blocks as the paper's pattern does, 4; the
 # others to 6, 37.5 % of the keys of dense attention at 4 frames.
@@ -56,6 +63,10 @@ class Setting:
         arguments (`dict`): fields of `SViTTEgoTrainingArguments`.
         fusion (`bool`): train matching and masked language modelling too, and answer by the matching head as well.
         attention (`str`, *optional*): the video tower's attention implementation, where costs are measured.
+        pruner (`str`, *optional*): one of `PRUNERS` in the place of the model's own choice of tokens.
+        first (`dict`, *optional*): fields of a model that is trained before, for as many steps; this one continues it.
+        clips_per_step (`int`, *optional*): contrastive batch; there are as many fewer steps as it is larger than the
+            budget's, so that all settings see the same number of clips.
     """
 
     name: str
@@ -63,6 +74,14 @@ class Setting:
     arguments: dict = field(default_factory=dict)
     fusion: bool = False
     attention: str | None = None
+    pruner: str | None = None
+    first: dict | None = None
+    clips_per_step: int | None = None
+
+    def more(self) -> dict:
+        """What decides a result beyond fields, arguments and fusion, where it is given."""
+        given = {"pruner": self.pruner, "first": self.first, "clips_per_step": self.clips_per_step}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def edges(pattern: tuple[int, ...] | None) -> dict:
@@ -132,5 +151,41 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
             Setting(f"{name}{suffix}", {**edges(pattern), "keep_rate": rate})
             for name, pattern in named.items()
             for suffix, rate in (("", 1.0), (", nodes 0.7", 0.7))
+        ]
+    dense = {**edges(None), "keep_rate": 1.0}
+    temporal = TEMPORAL_PATTERNS[scale][3 if scale == "tiny" else 2]  # with local neighbours
+    if experiment == "6":
+        return [Setting("every token", dense)] + [
+            Setting(
+                f"q_v = {rate}, {pruner or 'by the attention of [CLS]'}", dense | {"keep_rate": rate}, pruner=pruner
+            )
+            for rate in (0.7, 0.5, 0.3)
+            for pruner in (None, *PRUNERS)
+        ]
+    if experiment == "7":
+        patterns = {"dense": None, f"edges {TEMPORAL_PATTERNS[scale][0]}": TEMPORAL_PATTERNS[scale][0]}
+        patterns[f"edges {temporal}"] = temporal
+        return [
+            Setting(f"dense, then {name}{suffix}", {**edges(pattern), "keep_rate": rate}, first=dense)
+            for suffix, rate in (("", 1.0), (", nodes 0.7", 0.7))
+            for name, pattern in patterns.items()
+        ]
+    if experiment == "8":
+        losses = {
+            "InfoNCE": ("info_nce", False),
+            "action-aware positives only": ("ego_nce", False),
+            "scene-aware negatives only": ("info_nce", True),
+            "EgoNCE": ("ego_nce", True),
+        }
+        fields = {**edges(temporal), "keep_rate": 0.7}
+        return [
+            Setting(
+                f"{name}, {batch} clips",
+                {**fields, "contrastive_loss": loss},
+                {"scene_aware_negatives": scenes},
+                clips_per_step=batch,
+            )
+            for batch in CONTRASTIVE_BATCHES
+            for name, (loss, scenes) in losses.items()
         ]
     raise ValueError(f"experiment ({experiment!r}) must be one of {', '.join(TRAINED)}.")

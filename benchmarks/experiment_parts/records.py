@@ -16,7 +16,7 @@ from modeling_svitt_ego.weights.provenance import package_commit
 from .plan import TITLES
 
 VERSIONS = ("torch", "torchvision", "transformers", "accelerate", "datasets", "numpy")
-RECIPE = ("setting", "seed", "fields", "arguments", "fusion", "budget", "data")
+RECIPE = ("setting", "seed", "fields", "arguments", "fusion", "budget", "data", "more")
 
 
 class Records:
@@ -49,13 +49,14 @@ class Records:
         recipe = json.loads(json.dumps(recipe))
         for content in self.content.values():
             for run in content["runs"]:
-                if all(run[key] == recipe[key] for key in RECIPE if key != "setting"):
+                if all(run.get(key, {}) == recipe.get(key, {}) for key in RECIPE if key != "setting"):
                     return run
         return None
 
     def has(self, number: str, recipe: dict) -> bool:
         recipe = json.loads(json.dumps(recipe))
-        return any(all(run[key] == recipe[key] for key in RECIPE) for run in self.content[number]["runs"])
+        runs = self.content[number]["runs"]
+        return any(all(run.get(key, {}) == recipe.get(key, {}) for key in RECIPE) for run in runs)
 
     def add(self, number: str, recipe: dict, result: dict, made_by: dict | None = None) -> None:
         run = {**recipe, **(origin() if made_by is None else made_by), "result": result}

@@ -35,6 +35,7 @@ from modeling_svitt_ego.weights.warm_start import TOWER_CONFIGS, split_fields
 
 from .clips_in_memory import decode_once
 from .plan import Setting
+from .pruning import install_pruner
 
 CANDIDATES = 2  # frames kept in memory for each frame drawn
 # As in demo.py, for a model from scratch; and as in examples/pretrain_egoclip.py, the published recipe.
@@ -163,14 +164,18 @@ def train_here(setting: Setting, seed: int, corpus: Corpus, budget: Budget, work
         every = max(1, len(clips) // WHITENING_CLIPS)
         some = collator([clips[row] for row in range(0, len(clips), every)])
         whiten_patch_projection(model.vision_model, some["pixel_values_videos"])
+    if setting.first is not None:
+        model.load_state_dict(first_weights(setting, seed, corpus, budget, workers))
+    install_pruner(model.vision_model, setting.pruner)
     folder = model_folder(corpus, setting, budget, seed)
     decoded = isinstance(clips, ClipsInMemory)
+    steps, batch_size = steps_and_batch(setting, budget)
     arguments = {
         **RECIPES[budget.scale],
-        "max_steps": budget.steps,
-        "per_device_train_batch_size": budget.batch_size,
+        "max_steps": steps,
+        "per_device_train_batch_size": batch_size,
         "warmup_steps": 0.1,  # a share of all steps
-        "logging_steps": max(1, budget.steps // 10),
+        "logging_steps": max(1, steps // 10),
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -182,6 +187,8 @@ def train_here(setting: Setting, seed: int, corpus: Corpus, budget: Budget, work
         "seed": seed,
         "output_dir": str(folder.with_name(f"{folder.name}.log")),
     }
+    if setting.clips_per_step is not None and setting.clips_per_step > batch_size:
+        arguments["contrastive_batch_size"] = setting.clips_per_step
     trainer = SViTTEgoTrainer(
         model=model,
         args=SViTTEgoTrainingArguments(**(arguments | setting.arguments)),
@@ -207,8 +214,9 @@ def train_here(setting: Setting, seed: int, corpus: Corpus, budget: Budget, work
     result |= {
         "loss": losses[-1],
         "positives_per_clip": sum(positives) / len(positives),
-        "wall_seconds_per_step": wall / budget.steps,
-        "cpu_seconds_per_step": cpu / budget.steps,
+        "steps": steps,
+        "wall_seconds_per_step": wall / steps,
+        "cpu_seconds_per_step": cpu / steps,
         "shares_of_time": trainer.summary.as_dict(1)["shares"],
         "parameters": sum(p.numel() for p in model.parameters()),
     }
@@ -220,6 +228,24 @@ def train_here(setting: Setting, seed: int, corpus: Corpus, budget: Budget, work
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     return result
+
+
+def steps_and_batch(setting: Setting, budget: Budget) -> tuple[int, int]:
+    """Steps, and clips that are in memory at once: a larger contrastive batch is cached, and steps are fewer."""
+    if setting.clips_per_step is None:
+        return budget.steps, budget.batch_size
+    steps = max(1, budget.steps * budget.batch_size // setting.clips_per_step)
+    return steps, min(budget.batch_size, setting.clips_per_step)
+
+
+def first_weights(setting: Setting, seed: int, corpus: Corpus, budget: Budget, workers: int) -> dict:
+    """The weights that `setting` continues: of the run of `setting.first`, which is trained if it is not there."""
+    first = Setting("first", setting.first, setting.arguments, setting.fusion)
+    folder = model_folder(corpus, first, budget, seed)
+    if not folder.is_dir():
+        train_here(first, seed, corpus, budget, workers)
+    model_class = SViTTEgoForPreTraining if setting.fusion else SViTTEgoModel
+    return model_class.from_pretrained(folder).state_dict()
 
 
 def evaluate(evaluator: EgoMCQEvaluator, model) -> dict:
@@ -246,6 +272,7 @@ def build_evaluator(corpus: Corpus, budget: Budget, processor, workers: int) -> 
 def model_folder(corpus: Corpus, setting: Setting, budget: Budget, seed: int) -> Path:
     """Named by what decides the weights, whatever the setting is called."""
     recipe = [setting.fields, setting.arguments, setting.fusion, budget.as_recipe(), corpus.name, seed]
+    recipe += [setting.more()] if setting.more() else []
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     return Path(corpus.work) / "models" / name
 

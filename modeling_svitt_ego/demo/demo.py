@@ -3,8 +3,8 @@
 World → EgoClip table → pretraining with EgoNCE → EgoMCQ on mp4 files, before and after → a folder for the Hub.
 
 Training is chaotic: a changed bit anywhere ends in another model. So what differs between machines is kept out of it
-where that can be done: training clips are drawn into memory and pass through no codec, the number of threads is fixed,
-and `svitt-ego demo` fixes the instruction set before torch is loaded. The same commit, libraries and kind of CPU then
+where that can be done: training clips are drawn into memory and pass through no codec, one thread computes, and
+`svitt-ego demo` fixes the instruction set before torch is loaded. The same commit, libraries and kind of CPU then
 give the same bits, on any number of cores.
 """
 
@@ -37,8 +37,9 @@ from .synthetic_world import WorldPaths, build_world, plan_videos
 WHITENING_CLIPS = 128
 HEIGHT, FPS = 96, 10  # of the world's frames; the model sees crops of them at 64 px
 FRAMES_PER_CLIP = 8  # drawn, for the 4 that training takes
-# Fixed, because the order of a sum depends on it: two processes draw and read, two threads compute.
-NUM_WORKERS, NUM_THREADS = 2, 2
+# One thread computes while another process reads: the order of a sum depends on the number of threads. Two processes
+# draw the world, where every frame is drawn alone.
+NUM_WORKERS, NUM_THREADS = 2, 1
 
 
 @dataclass

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .synthetic_objects import COLOURS, NOUNS, SceneObject
-from .synthetic_scene import VERBS, WORLD_WIDTH, ObjectState
+from .synthetic_scene import ALL_VERBS, LONG_VERBS, VERBS, WORLD_WIDTH, ObjectState
 
 ACTION_SECONDS = 1.4
 PAUSE_SECONDS = (0.3, 0.6)
@@ -48,12 +48,31 @@ class VideoPlan:
     seed: tuple[int, ...]
 
 
-def plan_video(seed: Sequence[int], seconds: float) -> VideoPlan:
+@dataclass(frozen=True)
+class WorldStatistics:
+    """
+    How often what happens in a world; the defaults are the demo's.
+
+    Args:
+        zipf (`float`): 0 makes all verbs about equally frequent and the objects of a table different. Above 0 the k-th
+            verb and noun have the weight k**-zipf, as words have, and a table may hold the same noun twice: scenes
+            with moments that look alike, and clips that share verb and noun with many others.
+        long_verbs (`bool`): with the verbs that only more than two frames tell apart (`LONG_VERBS`).
+    """
+
+    zipf: float = 0.0
+    long_verbs: bool = False
+
+
+def plan_video(seed: Sequence[int], seconds: float, statistics: WorldStatistics | None = None) -> VideoPlan:
     """Draws a scene of NUM_OBJECTS objects and a run of actions that fit together, from the seed alone."""
+    statistics = statistics or WorldStatistics()
+    zipf = statistics.zipf
     rng = np.random.default_rng(seed)
     video_uid = str(uuid.UUID(bytes=rng.bytes(16), version=4))
     objects = []
-    for noun in rng.choice(list(NOUNS), size=NUM_OBJECTS, replace=False):
+    nouns = {"p": _zipf(len(NOUNS), zipf)} if zipf else {"replace": False}
+    for noun in rng.choice(list(NOUNS), size=NUM_OBJECTS, **nouns):
         colour = str(rng.choice(list(COLOURS)))
         rgb = np.array(COLOURS[colour]) * rng.uniform(0.85, 1.08) + rng.uniform(-14, 14, 3)
         rgb = tuple(int(c) for c in np.clip(rgb, 0, 255))
@@ -63,11 +82,12 @@ def plan_video(seed: Sequence[int], seconds: float) -> VideoPlan:
         angle = float(rng.uniform(-50, 50)) if NOUNS[thing.noun].lies_flat else 0.0
         states.append(ObjectState(*_free_place(states, rng), angle=angle))
 
+    rank_of = {verb: rank for rank, verb in enumerate(ALL_VERBS, start=1)}
     actions: list[Action] = []
     used: Counter = Counter()
     start = float(rng.uniform(0.2, 0.6))
     while start + ACTION_SECONDS < seconds:
-        options = list(_possible_actions(objects, states, rng))
+        options = list(_possible_actions(objects, states, rng, statistics.long_verbs))
         undo = [option for option in options if actions and _undoes(option, actions[-1])]
         # What was opened is often closed next: clips that differ in the order of their frames and in nothing else.
         if undo and rng.random() < UNDO_SHARE:
@@ -76,7 +96,9 @@ def plan_video(seed: Sequence[int], seconds: float) -> VideoPlan:
         # Rare verbs first, so that all occur about equally often; seldom the same object twice in a row otherwise.
         weights = np.array(
             [
-                (0.25 if actions and actions[-1].index == index else 1.0) / per_verb[verb] / (1 + used[verb]) ** 2
+                (0.25 if actions and actions[-1].index == index else 1.0)
+                / per_verb[verb]
+                / (rank_of[verb] ** zipf if zipf else (1 + used[verb]) ** 2)
                 for verb, index, _ in options
             ]
         )
@@ -108,10 +130,16 @@ def plan_video(seed: Sequence[int], seconds: float) -> VideoPlan:
     return VideoPlan(video_uid, seconds, tuple(objects), tuple(actions), tuple(seed))
 
 
+def _zipf(count: int, exponent: float) -> np.ndarray:
+    """Probabilities (count,) of the ranks 1 to `count` by Zipf's law."""
+    weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    return weights / weights.sum()
+
+
 def _undoes(option: tuple[str, int, ObjectState], action: Action) -> bool:
     """Whether `option` is the time reversal of `action`, on the same object."""
     verb, index, _ = option
-    return index == action.index and verb == VERBS[action.verb].twin
+    return index == action.index and action.verb in VERBS and verb == VERBS[action.verb].twin
 
 
 def _narrate(verb: str, thing: SceneObject, rng: np.random.Generator) -> str:
@@ -119,7 +147,7 @@ def _narrate(verb: str, thing: SceneObject, rng: np.random.Generator) -> str:
     colour = thing.colour if rng.random() < COLOUR_SHARE else ""
     if article == "a" and (colour or thing.noun)[0] in "aeiou":
         article = "an"
-    phrases = VERBS[verb].phrases
+    phrases = ALL_VERBS[verb].phrases
     phrase = phrases[0] if rng.random() < 0.85 else str(rng.choice(phrases))
     return "#C C " + phrase.format(" ".join(word for word in (article, colour, thing.noun) if word))
 
@@ -142,7 +170,7 @@ def _free_place(states: Sequence[ObjectState], rng: np.random.Generator, besides
 
 
 def _possible_actions(
-    objects: Sequence[SceneObject], states: Sequence[ObjectState], rng: np.random.Generator
+    objects: Sequence[SceneObject], states: Sequence[ObjectState], rng: np.random.Generator, long_verbs: bool = False
 ) -> Iterator[tuple[str, int, ObjectState]]:
     """(verb, object, its state afterwards) for everything that can be done now."""
     held = sum(state.held for state in states)
@@ -168,3 +196,5 @@ def _possible_actions(
             yield "cover", index, replace(state, covered=True)
         yield "shake", index, state
         yield "tap", index, state
+        for verb in LONG_VERBS if long_verbs else ():
+            yield verb, index, state

@@ -98,6 +98,17 @@ def _shake(noun, a, b, m, camera_y):
     return Pose(state, lift=0.3 * envelope, hand=(state.x + 0.04, state.y + 0.06), hand_shape="fist")
 
 
+def _move_about(noun, a, b, m, camera_y):
+    # Left, right, left again and back. Any two moments can be one of each side: their order tells nothing.
+    state = replace(a, x=a.x - 0.24 * math.sin(3 * math.pi * m))
+    return Pose(state, hand=(state.x + 0.05, state.y + 0.04), hand_shape="flat")
+
+
+def _move_about_mirrored(noun, a, b, m, camera_y):
+    state = replace(a, x=a.x + 0.24 * math.sin(3 * math.pi * m))
+    return Pose(state, hand=(state.x + 0.05, state.y + 0.04), hand_shape="flat")
+
+
 def _tap(noun, a, b, m, camera_y):
     height = abs(math.sin(math.pi * 3 * (m - 0.5)))
     return Pose(a, hand=(a.x + 0.02, a.y - 0.04 + 0.26 * height), hand_shape="point")
@@ -139,6 +150,14 @@ VERBS = {
 }
 
 
+# A pair that two frames cannot tell apart, for worlds with `long_verbs`: left and right in both orders occur in both.
+LONG_VERBS = {
+    "rock left": Verb(_move_about, ("rocks {} to the left first",), twin="rock right", is_steady=True),
+    "rock right": Verb(_move_about_mirrored, ("rocks {} to the right first",), twin="rock left", is_steady=True),
+}
+ALL_VERBS = VERBS | LONG_VERBS
+
+
 def action_pose(
     verb: str, noun: str, before: ObjectState, after: ObjectState, progress: float, camera_y: float
 ) -> tuple[Pose, float]:
@@ -146,12 +165,12 @@ def action_pose(
 
     A reversed verb swaps before and after and runs the clock backwards, so a twin pair shows the same set of frames.
     """
-    if VERBS[verb].reversed:
+    if ALL_VERBS[verb].reversed:
         before, after, progress = after, before, 1.0 - progress
     m = (progress - APPROACH) / (1 - 2 * APPROACH)
-    m = min(max(m, 0.0), 1.0) if VERBS[verb].is_steady else smoothstep(m)
+    m = min(max(m, 0.0), 1.0) if ALL_VERBS[verb].is_steady else smoothstep(m)
     reach = smoothstep(min(progress, 1 - progress) / APPROACH)
-    return VERBS[verb].base(noun, before, after, m, camera_y), reach
+    return ALL_VERBS[verb].base(noun, before, after, m, camera_y), reach
 
 
 # ── the scene ──────────────────────────────────────────────────────────────────────────────────────────────────────

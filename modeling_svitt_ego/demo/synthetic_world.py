@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..corpus.egoclip_building import build_egoclip, write_egoclip
@@ -18,31 +18,35 @@ from ..corpus.egonlq_building import build_egonlq
 from ..corpus.narrations import Narration, write_narration_json
 from ..data.taxonomy import Taxonomy, write_taxonomy
 from .synthetic_objects import NOUNS
-from .synthetic_plan import ACTION_SECONDS, VideoPlan, plan_video
-from .synthetic_scene import VERBS
+from .synthetic_plan import ACTION_SECONDS, VideoPlan, WorldStatistics, plan_video
+from .synthetic_scene import ALL_VERBS, VERBS, Verb
 from .synthetic_video import render_videos
 
 WORLD_VERSION = 4  # raise it whenever the same arguments give other files
 MARKER = "world.json"
 
-VERB_TAXONOMY = Taxonomy(
-    labels=tuple(VERBS),
-    words=(
-        ("pick up", "take", "grab"),
-        ("put down", "place"),
-        ("slide left", "push left"),
-        ("slide right", "push right"),
-        ("open",),
-        ("close", "shut"),
-        ("cover",),
-        ("uncover",),
-        ("shake",),
-        ("tap",),
-    ),
-)
+_VERB_WORDS = {
+    "pick up": ("take", "grab"),
+    "put down": ("place",),
+    "slide left": ("push left",),
+    "slide right": ("push right",),
+    "close": ("shut",),
+}
+
+
+def verb_taxonomy(verbs: Mapping[str, Verb]) -> Taxonomy:
+    return Taxonomy(labels=tuple(verbs), words=tuple((verb, *_VERB_WORDS.get(verb, ())) for verb in verbs))
+
+
+def twin_groups(verbs: Mapping[str, Verb]) -> dict[int, int]:
+    """Verb group to the group of its twin."""
+    groups = {label: group for group, label in enumerate(verbs)}
+    return {groups[label]: groups[verb.twin] for label, verb in verbs.items() if verb.twin}
+
+
+VERB_TAXONOMY = verb_taxonomy(VERBS)
 NOUN_TAXONOMY = Taxonomy(labels=tuple(NOUNS), words=tuple((noun,) for noun in NOUNS))
-_VERB_GROUPS = {label: group for group, label in enumerate(VERB_TAXONOMY.labels)}
-TWIN_VERBS = {_VERB_GROUPS[label]: _VERB_GROUPS[verb.twin] for label, verb in VERBS.items() if verb.twin}
+TWIN_VERBS = twin_groups(VERBS)
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def build_world(
     fps: int = 10,
     num_workers: int | None = None,
     video_splits: Sequence[str] | None = None,
+    statistics: WorldStatistics | None = None,
 ) -> WorldPaths:
     """Renders the world and writes the files of each split; a finished folder of the same arguments is left as it is.
 
@@ -118,6 +123,7 @@ def build_world(
         height: frames are height x height px; an even number.
         num_workers: processes; all cores by default, 1 renders in this process.
         video_splits: splits whose videos are written as mp4; all by default. The others have annotations only.
+        statistics: how often what happens, in the training split; the other splits have its verbs, all equally often.
     """
     split_sizes = dict(split_sizes or {"train": 40, "test": 10})
     output_dir = Path(output_dir)
@@ -133,6 +139,10 @@ def build_world(
         "height": height,
         "fps": fps,
     }
+    statistics = statistics or WorldStatistics()
+    if statistics != WorldStatistics():
+        arguments["statistics"] = asdict(statistics)
+    even = replace(statistics, zipf=0.0)
     if video_splits is not None:
         arguments["video_splits"] = list(video_splits)
     paths = WorldPaths(output_dir, tuple(split_sizes))
@@ -145,12 +155,12 @@ def build_world(
     aside = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.part")
     try:
         for number, (split, size) in enumerate(split_sizes.items()):
-            plans = plan_videos(seed, number, size, seconds_per_video)
+            plans = plan_videos(seed, number, size, seconds_per_video, statistics if split == "train" else even)
             target = SplitPaths(aside / split)
             target.videos.mkdir(parents=True)
             if video_splits is None or split in video_splits:
                 render_videos(plans, target.videos, height, fps, num_workers, desc=f"render {split}")
-            write_annotations(plans, target, split, seed)
+            write_annotations(plans, target, split, seed, ALL_VERBS if statistics.long_verbs else VERBS)
         (aside / MARKER).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
         if output_dir.exists():
             output_dir.rmdir()  # empty, as checked above
@@ -160,9 +170,11 @@ def build_world(
     return paths
 
 
-def plan_videos(seed: int, split_number: int, size: int, seconds_per_video: float) -> list[VideoPlan]:
+def plan_videos(
+    seed: int, split_number: int, size: int, seconds_per_video: float, statistics: WorldStatistics | None = None
+) -> list[VideoPlan]:
     """The videos of one split of the world: `split_number` is its place in `split_sizes`."""
-    return [plan_video((seed, split_number, index), seconds_per_video) for index in range(size)]
+    return [plan_video((seed, split_number, index), seconds_per_video, statistics) for index in range(size)]
 
 
 def _check_finished(output_dir: Path, arguments: dict) -> None:
@@ -181,23 +193,26 @@ def _check_finished(output_dir: Path, arguments: dict) -> None:
         raise FileExistsError(f"{output_dir} holds a synthetic world of other arguments ({changed}).")
 
 
-def write_annotations(plans: Sequence[VideoPlan], target: SplitPaths, split: str, seed: int) -> None:
+def write_annotations(
+    plans: Sequence[VideoPlan], target: SplitPaths, split: str, seed: int, verbs: Mapping[str, Verb]
+) -> None:
     """Writes narrations, taxonomies, egoclip.csv, egomcq.json, nlq.json and the ground truth of one split."""
     narrations = [
         Narration(plan.video_uid, plan.seconds, action.narration_time, action.text)
         for plan in plans
         for action in plan.actions
     ]
-    rows = build_egoclip(narrations, VERB_TAXONOMY, NOUN_TAXONOMY)
+    verb_groups = verb_taxonomy(verbs)
+    rows = build_egoclip(narrations, verb_groups, NOUN_TAXONOMY)
     actions = [(plan, action) for plan in plans for action in plan.actions]
     windows = {row["clip_idx"]: (action.start, action.end) for row, (_, action) in zip(rows, actions)}
     write_narration_json(narrations, target.narrations)
-    write_taxonomy(VERB_TAXONOMY, target.verb_taxonomy)
+    write_taxonomy(verb_groups, target.verb_taxonomy)
     write_taxonomy(NOUN_TAXONOMY, target.noun_taxonomy)
     write_egoclip(rows, target.egoclip)
-    _write_json(build_egomcq(rows, twin_verbs=TWIN_VERBS, seed=seed), target.egomcq)
+    _write_json(build_egomcq(rows, twin_verbs=twin_groups(verbs), seed=seed), target.egomcq)
     nlq_split = "train" if split == "train" else "val"
-    _write_json(build_egonlq(rows, VERB_TAXONOMY, NOUN_TAXONOMY, windows, nlq_split), target.nlq)
+    _write_json(build_egonlq(rows, verb_groups, NOUN_TAXONOMY, windows, nlq_split), target.nlq)
     truth = [
         {
             "video_uid": plan.video_uid,

@@ -212,3 +212,35 @@ def test_only_known_settings_are_chosen():
     assert [s.name for s in experiments.chosen(settings, ["dense"])] == ["dense"]
     with pytest.raises(SystemExit, match="edges.*is not in the experiment. Its settings: dense; dense, nodes 0.7"):
         experiments.chosen(settings, ["edges"])
+
+
+def test_a_larger_contrastive_batch_has_fewer_steps_and_the_same_clips():
+    budget = training.Budget(steps=64, batch_size=64)
+    seen = {}
+    for setting in plan.settings_of("8", "tiny"):
+        steps, batch = training.steps_and_batch(setting, budget)
+        seen.setdefault(setting.clips_per_step, set()).add((steps, batch))
+    assert seen == {32: {(128, 32)}, 128: {(32, 64)}, 512: {(8, 64)}}
+
+
+def test_a_continued_model_starts_from_the_first_ones_weights(world, tmp_path):
+    """Catches a continuation that starts from new weights, and one whose record is taken for another's."""
+    corpus = experiments.find_corpus(
+        experiments.parse(["--train-videos", "2", "--test-videos", "6", "--video-seconds", "25", "--world", str(world),
+                           "--work", str(tmp_path)]), {}
+    )  # fmt: skip
+    budget = training.Budget(steps=1, batch_size=8)
+    training.prepare(corpus, budget, 0)
+    dense, edge = (s for s in plan.settings_of("7", "tiny")[:2])
+    first = training.first_weights(edge, 0, corpus, budget, 0)
+    model, _ = training.build_model(edge, budget, 0, ["a narration"])
+    assert model.load_state_dict(first)
+    names = {training.model_folder(corpus, setting, budget, 0).name for setting in (dense, edge)}
+    recipes = [experiments.recipe_of(s, 0, corpus, budget) for s in (dense, edge, plan.settings_of("1", "tiny")[0])]
+    assert len(names) == 2 and len({json.dumps(recipe, sort_keys=True) for recipe in recipes}) == 3
+    assert recipes[0]["more"] == {"first": dense.first} and "more" not in recipes[2]
+
+
+def test_zipf_and_long_verbs_have_worlds_of_their_own():
+    assert plan.STATISTICS == {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}}
+    assert all(number in plan.TITLES for number in plan.STATISTICS)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import uuid
+from collections import Counter
 
 import av
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from modeling_svitt_ego.corpus.egoclip_building import EGOCLIP_COLUMNS
 from modeling_svitt_ego.data.taxonomy import read_taxonomy
 from modeling_svitt_ego.demo.synthetic_objects import NOUNS, SceneObject
-from modeling_svitt_ego.demo.synthetic_plan import NUM_OBJECTS, plan_video
+from modeling_svitt_ego.demo.synthetic_plan import NUM_OBJECTS, WorldStatistics, plan_video
 from modeling_svitt_ego.demo.synthetic_scene import VERBS, ObjectState, SceneRenderer, action_pose
 from modeling_svitt_ego.demo.synthetic_video import render_frames, render_videos
 from modeling_svitt_ego.demo.synthetic_world import NOUN_TAXONOMY, TWIN_VERBS, VERB_TAXONOMY, build_world
@@ -234,3 +235,35 @@ def test_impossible_arguments_are_refused(tmp_path, wrong):
     """Catches odd sizes that H.264 cannot hold and videos too short for one action."""
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         build_world(tmp_path / "world", **{**ARGUMENTS, **wrong})
+
+
+def test_with_zipfs_law_few_verbs_are_most_of_the_actions_and_tables_hold_look_alikes():
+    """Catches statistics that are drawn but not used, and a test split that is skewed too."""
+    verbs, repeated = Counter(), 0
+    for index in range(30):
+        plan = plan_video((0, 0, index), 40.0, WorldStatistics(zipf=1.0))
+        verbs.update(action.verb for action in plan.actions)
+        repeated += len({thing.noun for thing in plan.objects}) < NUM_OBJECTS
+    even = Counter(action.verb for index in range(30) for action in plan_video((0, 0, index), 40.0).actions)
+    assert verbs["pick up"] > 3 * verbs["tap"] and even["pick up"] < 2 * even["tap"]
+    assert repeated > 5
+
+
+def test_long_verbs_are_tagged_and_ask_which_side_was_first(tmp_path):
+    """Catches a verb without a group, and a pair that its first and last frames tell apart."""
+    statistics = WorldStatistics(long_verbs=True)
+    world = build_world(tmp_path / "w", {"train": 8}, 30.0, 3, 32, 4, 1, video_splits=(), statistics=statistics)
+    labels = read_taxonomy(world["train"].verb_taxonomy).labels
+    assert labels[-2:] == ("rock left", "rock right")
+    rows = [row for row in read_rows(world["train"].egoclip) if "rocks" in row["clip_text"]]
+    assert len(rows) > 3
+    for row in rows:
+        expected = "rock left" if "to the left" in row["clip_text"] else "rock right"
+        assert [labels[group] for group in ast.literal_eval(row["tag_verb"])] == [expected]
+    state = ObjectState(1.0, 0.6)
+    for progress, expected in ((0.0, 0), (0.3, -1), (0.5, 1), (0.7, -1), (1.0, 0)):  # left, right, left
+        for side, sign in (("left", 1), ("right", -1)):
+            pose, _ = action_pose(f"rock {side}", "cup", state, state, progress, 0.1)
+            assert np.sign(round(pose.state.x - 1.0, 6)) == sign * expected
+    with pytest.raises(FileExistsError, match="statistics"):
+        build_world(tmp_path / "w", {"train": 8}, 30.0, 3, 32, 4, 1, video_splits=())
