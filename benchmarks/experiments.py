@@ -23,6 +23,7 @@ On EgoClip the same script, with BEiT and BERT and the published recipe:
 import argparse
 import os
 import threading
+import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -121,9 +122,9 @@ def run_all(number: str, settings: list[Setting], records: Records, corpus, budg
             else:
                 jobs.append((recipe, (setting, seed, corpus, budget, options.workers)))
     print(f"[{number}] {TITLES[number]}: {len(jobs)} runs of {budget.steps} steps", flush=True)
-    failed = []
+    failed, waiting = [], 0
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), begin_worker, (options.threads,)) as pool:
-        runs = {pool.submit(train, *arguments): recipe for recipe, arguments in jobs}
+        runs = {pool.submit(train_in_time, options.deadline, *arguments): recipe for recipe, arguments in jobs}
         for run in as_completed(runs):
             recipe = runs[run]
             name = f"{recipe['setting']}, seed {recipe['seed']}"
@@ -133,14 +134,27 @@ def run_all(number: str, settings: list[Setting], records: Records, corpus, budg
                 traceback.print_exception(run.exception())
                 continue
             result = run.result()
+            if result is None:
+                waiting += 1
+                continue
             records.add(number, recipe, result)
             print(
                 f"[{number}] {name}: inter {result['inter']:.1f}, intra {result['intra']:.1f}, "
                 f"{result['cpu_seconds_per_step']:.3f} CPU s per step",
                 flush=True,
             )
+    if waiting:
+        raise SystemExit(
+            f"{waiting} of {len(jobs)} runs of experiment {number} were not started within --minutes "
+            f"{options.minutes:g}. The same command goes on with them."
+        )
     if failed:
         raise SystemExit(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}. The others are kept.")
+
+
+def train_in_time(deadline: float, *arguments) -> dict | None:
+    """[`train`], or None if the time is up: in a pool all runs are submitted at once."""
+    return None if time.time() > deadline else train(*arguments)
 
 
 def run_inference(records: Records, corpus: Corpus, budget: Budget, options) -> None:
@@ -214,6 +228,7 @@ def parse(argv: list[str] | None):
         "--setting", dest="settings", action="append", default=[], help="only this setting of the table; repeatable"
     )
     parser.add_argument("--no-costs", action="store_true", help="train only; another call measures the costs")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no new run after so many")
     parser.add_argument("--seeds", type=lambda x: [int(s) for s in x.split(",")], default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
@@ -247,6 +262,7 @@ def parse(argv: list[str] | None):
     unknown = sorted(set(options.only) - set(numbers))
     if unknown:
         parser.error(f"--only {','.join(unknown)}: there are {', '.join(numbers)}.")
+    options.deadline = time.time() + 60 * options.minutes
     options.cost_frames = options.cost_frames or COST_FRAMES[options.scale]
     return options
 

@@ -244,3 +244,16 @@ def test_a_continued_model_starts_from_the_first_ones_weights(world, tmp_path):
 def test_zipf_and_long_verbs_have_worlds_of_their_own():
     assert plan.STATISTICS == {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}}
     assert all(number in plan.TITLES for number in plan.STATISTICS)
+
+
+def test_a_call_ends_in_time_and_the_next_one_goes_on(world, tmp_path, monkeypatch):
+    """Catches a run that is started after the time is up, and one that is lost by it."""
+    monkeypatch.setattr(experiments, "ProcessPoolExecutor", Here)
+    columns = ("inter", "intra", "intra_frames_shuffled", "positives_per_clip", "cpu_seconds_per_step")
+    monkeypatch.setattr(experiments, "train", lambda setting, seed, *rest: dict.fromkeys(columns, 1.0))
+    line = ["--train-videos", "2", "--test-videos", "6", "--video-seconds", "25", "--world", str(world)]
+    line += ["--work", str(tmp_path), "--results", str(tmp_path / "results"), "--only", "2", "--seeds", "0"]
+    with pytest.raises(SystemExit, match="4 of 4 runs of experiment 2 were not started within --minutes 0"):
+        experiments.main([*line, "--minutes", "0"])
+    experiments.main(line)
+    assert len(json.loads((tmp_path / "results" / "experiment_2.json").read_text())["runs"]) == 4
