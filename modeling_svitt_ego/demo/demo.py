@@ -57,7 +57,7 @@ class DemoSettings:
     train_videos: int = 120
     test_videos: int = 16
     seconds_per_video: float = 60.0
-    epochs: float = 15.0
+    epochs: float = 12.0
     batch_size: int = 64
     training_videos: bool = False
     learning_rate: float = 2e-3
