@@ -22,8 +22,8 @@ KEEP_ALL = dict(keep_rate=1.0, prune_layers=[])
 
 
 # svitt-ego-tiny, made for training from scratch in minutes: BEiT's zero bias tables, small layer scale and initial
-# weights of 0.02 suit a wide, pretrained tower. A block is a row of a frame, of 16 in a clip of 4 frames: a token attends
-# to its own row and the rows above and below, to the same row one frame back and one ahead, and to a random one.
+# weights of 0.02 suit a wide, pretrained tower. A block is a row of a frame, one of 16 in a clip of 4 frames: a token
+# attends to its own row, the rows above and below, the same row one frame back and one ahead, and a random one.
 TINY = {
     "vision_config": {
         "image_size": 64,
