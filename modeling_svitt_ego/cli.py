@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import __version__
-from .commands import convert, corpus, demo, evaluate, export, plan, pretrain, push, space, video
+from .commands import convert, corpus, demo, evaluate, export, plan, push, space, train, video
 from .commands.arguments import CommandParser
 from .commands.running import DEBUG_HELP, run, same_command
 
@@ -113,8 +113,15 @@ COMMANDS = (
     Command(
         "pretrain",
         "pretrain on EgoClip with EgoNCE, matching and masked language modelling",
-        pretrain.add_pretrain_arguments,
-        pretrain.run_pretrain,
+        train.add_training_arguments,
+        train.run_pretrain,
+        "checkpoints are kept; the same command with --resume goes on from the newest",
+    ),
+    Command(
+        "finetune",
+        "train a video classifier on labelled clips: all weights, LoRA or a linear probe",
+        train.add_training_arguments,
+        train.run_finetune,
         "checkpoints are kept; the same command with --resume goes on from the newest",
     ),
     Command(

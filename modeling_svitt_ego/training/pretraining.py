@@ -84,14 +84,18 @@ class Recipe(SViTTEgoTrainingArguments):
     logging_steps: float = field(default=50)
 
 
-def main(argv: list[str] | None = None, prog: str | None = None) -> None:
+def main(argv: list[str] | None = None, **parser_settings) -> None:
     """
     Reads the command line and pretrains.
+
+    Args:
+        argv (`list[str]`, *optional*): the arguments; those of the process otherwise.
+        parser_settings: of `argparse.ArgumentParser`, such as `prog`.
 
     Raises:
         ValueError, OSError: A mistake in the arguments, unreadable data, or a full disk.
     """
-    parser = HfArgumentParser((PretrainingOptions, Recipe), prog=prog, usage=USAGE)
+    parser = HfArgumentParser((PretrainingOptions, Recipe), usage=USAGE, **parser_settings)
     try:
         pretrain(*parser.parse_args_into_dataclasses(argv))
     except (TooManyClipFailures, SafetensorError) as error:

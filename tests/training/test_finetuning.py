@@ -1,0 +1,93 @@
+"""`svitt-ego finetune`: each method trains what it says, resumes, and leaves a folder that loads."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from modeling_svitt_ego import SViTTEgoForVideoClassification, SViTTEgoModel, SViTTEgoProcessor
+from modeling_svitt_ego.cli import main
+from modeling_svitt_ego.demo.demo import build_processor
+from tests.helpers.tiny_pretraining import make_corpus, small_config
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Videos, 16 labelled clips, and a dual encoder to start from."""
+    root = make_corpus(tmp_path_factory.mktemp("corpus"))
+    lines = ["video_uid,clip_start,clip_end,label"]
+    lines += [f"video-{'ab'[i % 2]},{1 + i},{2 + i},{('open', 'close')[i % 2]}" for i in range(16)]
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    torch.manual_seed(0)
+    SViTTEgoModel._from_config(small_config(lively=False)).save_pretrained(root / "model")
+    build_processor(["#C C opens a box"]).save_pretrained(root / "model")
+    return root
+
+
+def finetune(root, output, **options):
+    given = {
+        "model": root / "model",
+        "annotations": root / "labels.csv",
+        "videos": root / "videos",
+        "output_dir": output,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": "true",
+        "learning_rate": 0.01,
+    }
+    pairs = [(f"--{name}", str(value)) for name, value in (given | options).items()]
+    return main(["finetune", "--use_cpu", *(part for pair in pairs for part in pair)])
+
+
+@pytest.mark.parametrize("method", ["full", "probe", "lora"])
+def test_each_method_trains_what_it_says(method, root, tmp_path):
+    """Catches a frozen head, trained weights under a probe, and a folder without its processor or its class names."""
+    evaluation = {"eval_annotations": root / "labels.csv", "eval_strategy": "steps", "eval_steps": 2}
+    assert finetune(root, tmp_path, method=method, **(evaluation if method == "full" else {})) == 0
+    folder = tmp_path / "model"
+    assert SViTTEgoProcessor.from_pretrained(folder).video_processor.num_frames == 4
+    if method == "lora":
+        saved = load_file(folder / "adapter_model.safetensors")
+        assert any("lora_" in name for name in saved) and any("classifier" in name for name in saved)
+        base = SViTTEgoForVideoClassification.from_pretrained(root / "model", num_labels=2)
+        assert isinstance(PeftModel.from_pretrained(base, folder), PeftModel)
+        return
+    model = SViTTEgoForVideoClassification.from_pretrained(folder)
+    assert sorted(model.config.id2label.values()) == ["close", "open"]
+    before = SViTTEgoModel.from_pretrained(root / "model").vision_model.state_dict()
+    changed = [name for name, value in model.vision_model.state_dict().items() if not torch.equal(value, before[name])]
+    assert bool(changed) is (method == "full")
+    if method == "full":
+        scores = json.loads((tmp_path / "eval_results.json").read_text())
+        assert scores["eval_num_items"] == 16 and 0 <= scores["eval_top1"] <= 100
+
+
+def test_a_resumed_run_ends_with_the_same_weights_and_other_labels_are_refused(root, tmp_path, capfd):
+    assert finetune(root, tmp_path / "whole", max_steps=4) == 0
+    assert finetune(root, tmp_path / "stopped", max_steps=4, save_total_limit=3) == 0
+    for step in (3, 4):
+        (tmp_path / "stopped" / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    assert finetune(root, tmp_path / "stopped", max_steps=4, resume="true") == 0
+    expected = load_file(tmp_path / "whole" / "model" / "model.safetensors")
+    for name, value in load_file(tmp_path / "stopped" / "model" / "model.safetensors").items():
+        assert torch.equal(value, expected[name]), name
+    other = (root / "labels.csv").read_text().replace("2,3,close", "2,3,open")
+    (tmp_path / "other.csv").write_text(other)
+    resumed = {"annotations": tmp_path / "other.csv", "max_steps": 5, "resume": "true"}
+    assert finetune(root, tmp_path / "whole", **resumed) == 2
+    assert "data: 16 rows" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"task": "verb"}, "--task (verb) must be one of label"), ({"videos": "nope"}, "--videos: there is no 'nope'")],
+)
+def test_a_mistake_is_answered_in_one_line(options, said, root, tmp_path, capfd):
+    assert finetune(root, tmp_path, **options) == 2
+    assert f"svitt-ego finetune: {said}" in capfd.readouterr().err
