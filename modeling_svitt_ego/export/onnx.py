@@ -74,21 +74,7 @@ def export_onnx(
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        clips, texts = example_clips(config, 3, num_frames), example_texts(config, 3, 7)
-        towers = [
-            _export(VideoTower(model), (clips,), part / "video.onnx", ["pixel_values_videos"], ["video_embeds"]),
-            _export(
-                TextTower(model), texts, part / "text.onnx", ["input_ids", "attention_mask"],
-                ["text_embeds", "last_hidden_state"],
-            ),
-        ]  # fmt: skip
-        if int8_text:
-            towers[1] = _quantise(TextTower(model), part / "text.onnx", _dynamic, [texts])
-        if calibration is not None:
-            batches = [(torch.as_tensor(batch),) for batch in calibration]
-            if not batches:
-                raise ValueError("There are no calibration clips.")
-            towers[0] = _quantise(VideoTower(model), part / "video.onnx", _static(batches), batches)
+        towers = _export_towers(model, part, num_frames, int8_text, calibration)
         processor.save_pretrained(part)
         config.save_pretrained(part)
         manifest = {
@@ -104,6 +90,21 @@ def export_onnx(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return towers
+
+
+def _export_towers(model, folder: Path, num_frames: int, int8_text: bool, calibration) -> list[ExportedTower]:
+    clips, texts = example_clips(model.config, 3, num_frames), example_texts(model.config, 3, 7)
+    text_names = ["input_ids", "attention_mask"], ["text_embeds", "last_hidden_state"]
+    video = _export(VideoTower(model), (clips,), folder / "video.onnx", ["pixel_values_videos"], ["video_embeds"])
+    text = _export(TextTower(model), texts, folder / "text.onnx", *text_names)
+    if int8_text:
+        text = _quantise(TextTower(model), folder / "text.onnx", _dynamic, [texts])
+    if calibration is not None:
+        batches = [(torch.as_tensor(batch),) for batch in calibration]
+        if not batches:
+            raise ValueError("There are no calibration clips.")
+        video = _quantise(VideoTower(model), folder / "video.onnx", _static(batches), batches)
+    return [video, text]
 
 
 def _export(tower, inputs: tuple, path: Path, input_names: list[str], output_names: list[str]) -> ExportedTower:

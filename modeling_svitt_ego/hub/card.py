@@ -117,20 +117,7 @@ def render_model_card(
     _check_weights(folder, evaluations)
     name = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     architecture = (config.architectures or ["SViTTEgoModel"])[0]
-    data = ModelCardData(
-        language="en",
-        license=license,
-        library_name="transformers",
-        pipeline_tag="video-classification",
-        tags=["svitt-ego", "egocentric-video", "video-text-retrieval", "sparse-attention", "arxiv:2406.09462"],
-        datasets=datasets,
-        base_model=base_model,
-        metrics=["accuracy"] if any(e.benchmark == "egomcq" for e in evaluations) else None,
-        model_name=name,
-        eval_results=[result for e in evaluations for result in _eval_results(e)] or None,
-    )
-    if data.eval_results is None:
-        data.pop("model_name")  # the Hub takes it from the repository; alone it is no metadata field
+    data = _metadata(name, evaluations, license, datasets, base_model)
     return ModelCard.from_template(
         data,
         template_path=str(find_template()),
@@ -147,6 +134,25 @@ def render_model_card(
         rows=result_rows(evaluations),
         published_sources=[f"{p.model}, {p.source} ({p.protocol})" for p in PUBLISHED_HERE],
     )
+
+
+def _metadata(name: str, evaluations: list[EvaluationReport], license, datasets, base_model) -> ModelCardData:
+    """The YAML at the top of the card, which the Hub reads."""
+    data = ModelCardData(
+        language="en",
+        license=license,
+        library_name="transformers",
+        pipeline_tag="video-classification",
+        tags=["svitt-ego", "egocentric-video", "video-text-retrieval", "sparse-attention", "arxiv:2406.09462"],
+        datasets=datasets,
+        base_model=base_model,
+        metrics=["accuracy"] if any(e.benchmark == "egomcq" for e in evaluations) else None,
+        model_name=name,
+        eval_results=[result for e in evaluations for result in _eval_results(e)] or None,
+    )
+    if data.eval_results is None:
+        data.pop("model_name")  # the Hub takes it from the repository; alone it is no metadata field
+    return data
 
 
 def write_model_card(

@@ -186,23 +186,8 @@ def push_folder(
     """
     if repo_id.count("/") != 1:
         raise ValueError(f"The name on the Hub must be USER/MODEL, got '{repo_id}'.")
-    folder, evaluations = Path(folder), list(evaluations)
     parts = find_parts(folder)
-    if parts.has_card and card_options and not evaluations:
-        raise ValueError(
-            f"{', '.join(card_options)} would render {folder / 'README.md'} anew, without the numbers in it: give the "
-            "evaluations as well, or edit README.md."
-        )
-    if parts.has_card and not evaluations:
-        card = ModelCard.load(folder / "README.md").content.replace(PLACEHOLDER_NAME, repo_id)
-    else:
-        card = render_model_card(folder, evaluations, repo_id=repo_id, **card_options).content
-    additions = [CommitOperationAdd(name, folder / name) for name in parts.files]
-    additions.append(CommitOperationAdd("README.md", card.encode("utf-8")))
-    extras = leaderboard_results([EvaluationReport.read(source) for source in evaluations], leaderboards or {})
-    if is_dual_encoder(folder):
-        extras |= {"handler.py": endpoint_handler(), "notebook.ipynb": notebook(repo_id)}
-    additions += [CommitOperationAdd(name, content) for name, content in extras.items()]
+    additions = _additions(Path(folder), parts, repo_id, list(evaluations), leaderboards or {}, card_options)
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True, token=token)
@@ -219,6 +204,28 @@ def push_folder(
         raise
     except (_HTTPError, OSError, RuntimeError) as error:
         raise PushError(_explain(error, repo_id, api.endpoint)) from error
+
+
+def _additions(
+    folder: Path, parts: FolderParts, repo_id: str, evaluations: list, leaderboards: dict[str, str], card_options: dict
+) -> list[CommitOperationAdd]:
+    """The folder's parts, the card, and what a repository has besides a model."""
+    if parts.has_card and card_options and not evaluations:
+        raise ValueError(
+            f"{', '.join(card_options)} would render {folder / 'README.md'} again, without the numbers in it: give "
+            "the evaluations as well, or edit README.md."
+        )
+    if parts.has_card and not evaluations:
+        card = ModelCard.load(folder / "README.md").content.replace(PLACEHOLDER_NAME, repo_id)
+    else:
+        card = render_model_card(folder, evaluations, repo_id=repo_id, **card_options).content
+    made = {"README.md": card.encode("utf-8")}
+    made |= leaderboard_results([EvaluationReport.read(source) for source in evaluations], leaderboards)
+    if is_dual_encoder(folder):
+        made |= {"handler.py": endpoint_handler(), "notebook.ipynb": notebook(repo_id)}
+    return [CommitOperationAdd(name, folder / name) for name in parts.files] + [
+        CommitOperationAdd(name, content) for name, content in made.items()
+    ]
 
 
 def _stale_weights(api: HfApi, repo_id: str, revision: str | None, token, pushed: list[str]) -> list:

@@ -380,7 +380,7 @@ def test_truncated_weights_a_wrong_name_and_a_bad_card_are_refused(folder, hub, 
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="no complete safetensors file"):
         push_folder(broken, NAME)
-    with pytest.raises(ValueError, match="license would render .*README.md anew, without the numbers"):
+    with pytest.raises(ValueError, match="license would render .*README.md again, without the numbers"):
         push_folder(folder, NAME, license="mit")
     assert not hub.requests
     bad = shutil.copytree(folder, tmp_path / "bad")
