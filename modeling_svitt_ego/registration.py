@@ -64,6 +64,7 @@ def _register_with_transformers() -> None:
     )
     # The warm start reads other libraries' checkpoints and does not ship to the Hub with the class.
     models.SViTTEgoModel.from_encoders = classmethod(_from_encoders)
+    models.SViTTEgoModel.from_image_text_encoder = classmethod(_from_image_text_encoder)
 
 
 def _register_with_peft() -> None:
@@ -95,6 +96,21 @@ def _from_encoders(cls, vision_encoder: str, text_encoder: str, num_frames: int 
     from .weights.warm_start import from_encoders
 
     return from_encoders(cls, vision_encoder, text_encoder, num_frames, **fields)
+
+
+def _from_image_text_encoder(cls, encoder: str, num_frames: int = 4, **fields):
+    """
+    A model that continues a CLIP, or a SigLIP or SigLIP 2 of fixed resolution:
+
+    ```python
+    SViTTEgoModel.from_image_text_encoder("openai/clip-vit-base-patch16", num_frames=4, num_random_blocks=5)
+    ```
+
+    See `weights.image_text_start.from_image_text_encoder`; `image_text_processor` there makes the processor.
+    """
+    from .weights.image_text_start import from_image_text_encoder
+
+    return from_image_text_encoder(cls, encoder, num_frames, **fields)
 
 
 def _after_import(name: str, action: Callable[[], None]) -> None:

@@ -9,6 +9,7 @@ import math
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
@@ -30,6 +31,10 @@ _LIBRARY_KEYS = {
     "torch_dtype",
     "trust_remote_code",
 }
+
+
+# Text towers of the library that serve as they are; model types.
+OTHER_TEXT_TOWERS = ("clip_text_model", "siglip_text_model")
 
 
 def refuse_unknown_keys(config: PreTrainedConfig, kwargs: dict) -> None:
@@ -130,6 +135,11 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
             training from scratch: heads that look one frame back, one ahead, nearby, and in odd layers one patch to
             each side. From zeros a small model did not find out about the order of frames.
         drop_path_rate (`float`): stochastic depth rate of the last layer; it grows linearly from 0.
+        absolute_positions (`bool`): add learnt positions to the patches, those of a place in every frame and those of
+            a frame; for towers that start from an image model (CLIP, SigLIP).
+        pre_layernorm (`bool`): normalise the embeddings before the first layer, as CLIP does.
+        pooling (`str`): the clip's vector is the `"mean"` of the patch tokens, that of [CLS] (`"cls"`, CLIP), or an
+            `"attention"` pooling of the patch tokens by a learnt query (SigLIP).
         num_local_blocks (`int`): K_l, local blocks that a query block attends to: odd (the block itself and as many
             on either side, circularly) or 0.
         num_temporal_blocks (`int`): K_t, blocks that hold the places of the query block's tokens in other frames, half
@@ -177,6 +187,9 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
     layer_scale_init_value: float = 0.1
     relative_position_init: str = "zeros"
     drop_path_rate: float | int = 0.1
+    absolute_positions: bool = False
+    pre_layernorm: bool = False
+    pooling: str = "mean"
     num_local_blocks: int = 1
     num_temporal_blocks: int = 0
     num_random_blocks: int | None = 3
@@ -217,6 +230,8 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
             raise ValueError(
                 f"relative_position_init ('{self.relative_position_init}') must be 'zeros' or 'directional'."
             )
+        if self.pooling not in ("mean", "cls", "attention"):
+            raise ValueError(f"pooling ('{self.pooling}') must be 'mean', 'cls' or 'attention'.")
         if self.num_frames < 1:
             raise ValueError(f"num_frames ({self.num_frames}) must be at least 1.")
         if self.num_random_blocks is None:
@@ -339,7 +354,8 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
     The whole model: three towers and what joins them.
 
     Args:
-        vision_config, text_config, cross_modal_config (`dict` or configuration): the towers.
+        vision_config, text_config, cross_modal_config (`dict` or configuration): the towers. The text tower may also
+            be the library's CLIP or SigLIP text model, by its own configuration.
         projection_dim (`int`): width of the space in which clips and narrations are compared.
         temperature_init (`float`): initial temperature of the contrastive loss. SViTT-Ego's released configuration
             says 0.18, SViTT's 0.07.
@@ -358,6 +374,8 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
             list of pairs, because the order of the heads is that of the logits, and JSON files are sorted by key.
         classifier_pooling (`str`): what the video classifier sees: `"mean"`, the video tower's pooled vector, or
             `"attention"`, a learnt query over its tokens (the attentive probe).
+        use_text_mask (`bool`): whether text embeddings leave padding out. SigLIP's text tower was trained on padded
+            texts without a mask, and reads its vector from the last place.
     """
 
     model_type = "svitt_ego"
@@ -391,6 +409,7 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
     initializer_range: float = 0.02
     classifier_heads: dict | list | None = None
     classifier_pooling: str = "mean"
+    use_text_mask: bool = True
 
     @property
     def num_frames(self) -> int:
@@ -408,7 +427,11 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
             if value is None:
                 setattr(self, name, config_class())
             elif isinstance(value, dict):
-                setattr(self, name, config_class(**value))
+                kind = value.get("model_type") or config_class.model_type
+                if name == "text_config" and kind in OTHER_TEXT_TOWERS:
+                    setattr(self, name, AutoConfig.for_model(**value))
+                else:
+                    setattr(self, name, config_class(**value))
         super().__post_init__(**kwargs)
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import CLIPTextModel, SiglipTextModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -28,6 +29,9 @@ from .text import SViTTEgoTextModel
 from .vision import SViTTEgoVisionModel, SViTTEgoVisionOutput
 
 logger = logging.get_logger(__name__)
+
+# Text towers of the library that serve as they are, by the model type of their configuration.
+TEXT_TOWERS = {"clip_text_model": CLIPTextModel, "siglip_text_model": SiglipTextModel}
 
 
 class SViTTEgoModel(SViTTEgoPreTrainedModel):
@@ -50,7 +54,8 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
     def __init__(self, config: SViTTEgoConfig):
         super().__init__(config)
         self.vision_model = SViTTEgoVisionModel._from_config(config.vision_config)
-        self.text_model = SViTTEgoTextModel._from_config(config.text_config)
+        text_class = TEXT_TOWERS.get(config.text_config.model_type, SViTTEgoTextModel)
+        self.text_model = text_class._from_config(config.text_config)
         self.video_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.temperature = nn.Parameter(torch.empty(1))  # one dimension: FSDP cannot shard a scalar
@@ -101,9 +106,10 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """The text tower's output with `pooler_output` projected: `(num_texts, projection_dim)`, not normalised."""
         kwargs.pop("return_dict", None)
-        outputs = self.text_model(
-            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True, **kwargs
-        )
+        if token_type_ids is not None:
+            kwargs["token_type_ids"] = token_type_ids
+        mask = attention_mask if self.config.use_text_mask else None
+        outputs = self.text_model(input_ids, attention_mask=mask, return_dict=True, **kwargs)
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
         return outputs
 
@@ -406,6 +412,8 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
         if config.classifier_pooling == "attention":
             self.pooler = AttentionPooler(config.vision_config)
             self.vision_model.pooler_layernorm.requires_grad_(False)
+            if self.vision_model.pooler is not None:
+                self.vision_model.pooler.requires_grad_(False)
         else:
             self.vision_model.layernorm.requires_grad_(False)
         self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)

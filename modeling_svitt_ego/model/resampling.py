@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .absolute_positions import resample_frame_embedding
+
 TIME_MODES = ("symmetric", "released")
 
 
@@ -132,6 +134,11 @@ def resize_frames(vision_model: nn.Module, num_frames: int, mode: str = "symmetr
     for attention, table in zip(attentions, tables):
         requires_grad = attention.relative_position_bias_table.requires_grad
         attention.relative_position_bias_table = nn.Parameter(table.clone(), requires_grad=requires_grad)
+    positions = vision_model.embeddings.positions
+    if positions is not None:
+        old = positions.frame_embedding
+        frames = resample_frame_embedding(old.detach(), num_frames)
+        positions.frame_embedding = nn.Parameter(frames.clone(), requires_grad=old.requires_grad)
     for name, value in changes.items():
         setattr(config, name, value)
 

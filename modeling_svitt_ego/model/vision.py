@@ -17,8 +17,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .absolute_positions import AbsolutePositions
 from .block_attention import dense_attention, edge_attention, uses_kernels
 from .blocks import MLP, eager_attention, mlp_after
+from .classification_heads import AttentionPooler
 from .configuration_svitt_ego import SViTTEgoVisionConfig, num_kept_tokens
 from .flex_blocks import flex_edge_attention
 from .fused_layer import is_fusable, keep_factors, mlp_residual, norm_linears, project_residual
@@ -51,7 +53,8 @@ class SViTTEgoVisionOutput(BaseModelOutputWithPooling):
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + num_kept, hidden_size)`):
             [CLS] and the patch tokens that survived every pruning layer, normalised: what cross-attention sees.
         pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
-            Normalised mean of the surviving patch tokens, [CLS] left out, taken before `last_hidden_state`'s norm.
+            Normalised mean of the surviving patch tokens, [CLS] left out, taken before `last_hidden_state`'s norm; or,
+            by `config.pooling`, the normalised [CLS], or an attention pooling of the normalised patch tokens.
         hidden_states (`tuple`): the embeddings, then the output of each layer, not normalised. After a pruning layer
             they are shorter: `(batch_size, 1 + num_tokens_of_that_layer, hidden_size)`.
         attentions (`tuple`, with `attn_implementation="eager"`): one `(batch_size, num_heads, N, N)` per layer with
@@ -64,7 +67,10 @@ class SViTTEgoVisionOutput(BaseModelOutputWithPooling):
 
 
 class VisionEmbeddings(nn.Module):
-    """Patches of every frame, frame after frame, behind one [CLS]. Position enters only through the bias."""
+    """
+    Patches of every frame, frame after frame, behind one [CLS]. Position enters only through the bias, unless the
+    configuration says that the tower has an image model's absolute positions.
+    """
 
     def __init__(self, config: SViTTEgoVisionConfig):
         super().__init__()
@@ -73,6 +79,9 @@ class VisionEmbeddings(nn.Module):
         self.patch_projection = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
+        self.positions = AbsolutePositions(config) if config.absolute_positions else None
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_layernorm else None
+        self.pre_layernorm = norm
 
     def init_own_parameters(self, std: float):
         init.trunc_normal_(self.cls_token, mean=0.0, std=std)
@@ -87,8 +96,11 @@ class VisionEmbeddings(nn.Module):
             )
         frames = pixel_values_videos.flatten(0, 1).to(self.patch_projection.weight.dtype)
         patches = self.patch_projection(frames).flatten(2).transpose(1, 2)  # (B * T, h * w, C)
-        patches = patches.reshape(batch_size, num_frames * patches.shape[1], -1)
-        return torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1)
+        patches = patches.unflatten(0, (batch_size, num_frames))
+        if self.positions is not None:
+            patches = self.positions(patches)
+        tokens = torch.cat([self.cls_token.expand(batch_size, -1, -1), patches.flatten(1, 2)], dim=1)
+        return tokens if self.pre_layernorm is None else self.pre_layernorm(tokens)
 
 
 def directional_bias(window: tuple[int, int, int], num_heads: int, layer: int) -> torch.Tensor:
@@ -297,6 +309,7 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
         self.layers = nn.ModuleList([VisionLayer(config, layer) for layer in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = AttentionPooler(config) if config.pooling == "attention" else None
         self._range_checked = False
         self.post_init()
 
@@ -305,6 +318,13 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module):
         self.embeddings.patch_projection = value
+
+    def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """One vector `(B, C)` per clip from the tokens `(B, N, C)` of the last layer, as `config.pooling` says."""
+        if self.pooler is not None:
+            return self.pooler(self.pooler_layernorm(hidden_states[:, 1:]))
+        pooled = hidden_states[:, 0] if self.config.pooling == "cls" else hidden_states[:, 1:].mean(1)
+        return self.pooler_layernorm(pooled)
 
     def draw_seed(self, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
         """The seed () of a forward's random choices: fixed in evaluation, new at each call in training."""
@@ -421,7 +441,7 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
 
         return SViTTEgoVisionOutput(
             last_hidden_state=self.layernorm(hidden_states),
-            pooler_output=self.pooler_layernorm(hidden_states[:, 1:].mean(1)),
+            pooler_output=self.pool(hidden_states),
             token_ids=tuple(kept_ids),
         )
 

@@ -83,8 +83,8 @@ def from_encoders(
 ):
     """See [`SViTTEgoModel.from_encoders`]."""
     given = split_fields(fields)
-    beit = _load(BeitModel, vision_encoder, "beit", may_lack=r"pooler\..*")
-    bert = _load(BertForMaskedLM, text_encoder, "bert", may_lack=r"cls\..*")
+    beit = load_encoder(BeitModel, vision_encoder, "beit", may_lack=r"pooler\..*")
+    bert = load_encoder(BertForMaskedLM, text_encoder, "bert", may_lack=r"cls\..*")
     config = _config(beit.config, bert.config, num_frames, num_text_layers, given)
     model = model_class(config)
 
@@ -108,7 +108,7 @@ def from_encoders(
     return model
 
 
-def _load(encoder_class: type, source: str, model_type: str, may_lack: str):
+def load_encoder(encoder_class: type, source: str, model_type: str, may_lack: str):
     """The library's own model, complete but for the names `may_lack`, whose random values are taken out."""
     found = AutoConfig.from_pretrained(source).model_type
     if found != model_type:
@@ -198,4 +198,4 @@ def _bert_tensors(bert: BertForMaskedLM, config: SViTTEgoConfig) -> dict[str, to
     return {ours: bert.tensors[theirs] for ours, theirs in names.items() if theirs in bert.tensors}
 
 
-__all__ = ["BERT_HEAD_NAMES", "BERT_LAYER_NAMES", "TOWER_CONFIGS", "from_encoders", "split_fields"]
+__all__ = ["BERT_HEAD_NAMES", "BERT_LAYER_NAMES", "TOWER_CONFIGS", "from_encoders", "load_encoder", "split_fields"]

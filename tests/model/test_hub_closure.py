@@ -13,6 +13,7 @@ MODEL = Path(modeling_svitt_ego.__file__).parent / "model"
 # One entry file per registered kind of class.
 ENTRIES = ["modeling_svitt_ego.py", "processing_svitt_ego.py", "video_processing_svitt_ego.py"]
 SHIPPED = [
+    "absolute_positions.py",
     "block_attention.py",
     "blocks.py",
     "classification_heads.py",
