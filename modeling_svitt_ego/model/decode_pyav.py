@@ -13,6 +13,7 @@ import numpy as np
 
 from .display_matrix import display_matrix, upright
 from .edit_lists import num_segments
+from .needed_frames import NeededFrames
 from .video_source import Unreadable, VideoInfo, VideoSource, one_line
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -32,6 +33,7 @@ def read_pyav(source: VideoSource, times: Callable[[VideoInfo], np.ndarray]) -> 
     with opened(source) as cursor:
         info = cursor.info
         moments = times(info)
+        cursor.targets = sorted(map(cursor.ticks, moments.tolist()))
         frames: list[np.ndarray | None] = [None] * len(moments)
         order = np.argsort(moments, kind="stable")
         for i, picture in zip(order, cursor.pictures(moments[order])):
@@ -94,6 +96,8 @@ class Cursor:
             raise Unreadable("its video stream has no frame rate.")
         self.frame_ticks = 1 / (fps * self.tick)
         self.frames, self.held, self.ahead, self.one_pass = iter(()), None, None, False
+        self.targets: list[float] = []
+        self.truncated = False
         self.origin = stream.start_time
         self._check_order(source)
         self.end = self._end()
@@ -170,7 +174,7 @@ class Cursor:
         offset, step = max(target, lowest), max(1, round(1 / self.tick))
         while True:
             self.container.seek(offset, stream=self.stream)
-            self.frames = self.container.decode(self.stream)
+            self.frames = self._decoded()
             # Frames before the first key frame may refer to pictures that the seek skipped, except at the very start.
             first = next((frame for frame in self.frames if frame.key_frame or offset == lowest), None)
             if first is not None and first.pts is None:
@@ -184,14 +188,25 @@ class Cursor:
         self.held, self.ahead = first, next(self.frames, None)
         return first
 
+    def _decoded(self) -> Iterator:
+        """Frames from the container's position on; not those that are neither asked for nor referred to."""
+        # FFmpeg skips the same frames of HEVC, but there frames of higher temporal layers may refer to them.
+        if self.targets and not self.truncated and _codec(self.stream) == "h264":
+            return NeededFrames(self.container, self.stream, self.targets)
+        return self.container.decode(self.stream)
+
+    def ticks(self, moment: float) -> float:
+        """Seconds from the first frame as ticks of the stream; infinity at the end of the video."""
+        if moment >= self.info.duration - self.info.tolerance:
+            return math.inf
+        return self.origin + math.floor((moment + self.info.tolerance) / self.tick)
+
     def pictures(self, moments: Iterable[float]) -> Iterator[np.ndarray]:
         """The upright RGB picture at each of `moments`, which must not decrease; the same array while it is shown."""
         convert = self.av.video.reformatter.VideoReformatter()
         previous = picture = None
         for moment in moments:
-            at_end = moment >= self.info.duration - self.info.tolerance
-            ticks = math.inf if at_end else self.origin + math.floor((moment + self.info.tolerance) / self.tick)
-            frame = self.frame_at(ticks)
+            frame = self.frame_at(self.ticks(moment))
             if frame is not previous:
                 picture = convert.reformat(frame, format="rgb24").to_ndarray()
                 picture, previous = upright(picture, display_matrix(frame)), frame
@@ -209,7 +224,8 @@ class Cursor:
             raise Unreadable(f"nothing can be decoded before {(self.held.pts - self.origin) * self.tick:.3f} s.")
         # The last frame before a hole in a truncated file must not stand in for the missing ones.
         held_end = self.held.pts + (self.held.duration or self.frame_ticks)
-        hole = self.ahead is None or (self.truncated and self.ahead.pts - held_end > self.frame_ticks / 2)
+        ends = self.ahead is None and not getattr(self.frames, "complete", False)
+        hole = ends or (self.truncated and self.ahead.pts - held_end > self.frame_ticks / 2)
         if hole and held_end <= min(target, self.end - self.info.tolerance / self.tick):
             raise Unreadable(f"frames are missing from {held_end * self.tick:.3f} s on: truncated?")
         if self.held.is_corrupt:

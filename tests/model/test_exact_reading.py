@@ -14,8 +14,10 @@ from modeling_svitt_ego.model.clip_reading import (
     read_clip,
     stream_frames,
 )
+from modeling_svitt_ego.model.needed_frames import NeededFrames
 from tests.helpers.painted_video import (
     SIDE,
+    expected_numbers,
     is_usable,
     number_of,
     picture,
@@ -184,6 +186,36 @@ def test_open_groups_are_found_far_from_both_ends_of_a_file(tmp_path):
         with pytest.raises(ClipReadError, match=OPEN_GROUP):
             read_clip(path, [1.0], "decord")
     assert numbers(path, [22 / 30, 25 / 30], "auto") == [22, 25]
+
+
+@pytest.mark.parametrize("pts", [regular(120, 30), np.cumsum([40, 250, 100, 3000, 40, 500] * 20).tolist()])
+@pytest.mark.parametrize(
+    "kind", ["b-pyramid=none:b-adapt=0", "b-pyramid=normal", "open-gop=1", "interlaced=1", "intra-refresh=1"]
+)
+def test_skipped_frames_are_those_that_nobody_needs(tmp_path, kind, pts):
+    """Catches a frame skipped though it was asked for, or though others refer to it, at any rate of frames."""
+    path = write_video(
+        tmp_path / "v.mp4", pts, gop=40, options={"x264-params": f"bframes=3:{kind}", "preset": "veryfast"}
+    )
+    begins = [(p - pts[0]) / 3000 for p in pts]
+    draw = np.random.default_rng(0)
+    for count in (1, 1, 1, 2, 4, 4, 4, 8):
+        first = draw.uniform(0, begins[-1])
+        times = draw.uniform(first, min(first + 1.5, begins[-1]), size=count).tolist()
+        assert numbers(path, times, "pyav") == expected_numbers(times, pts)
+    assert numbers(path, [begins[-1], begins[60], begins[-2]], "pyav") == [119, 60, 118]
+
+
+def test_a_third_of_the_frames_is_decoded(tmp_path, monkeypatch):
+    """Catches decoding everything between a key frame and the moment: three times the work."""
+    options = {"x264-params": "bframes=3:b-pyramid=none:b-adapt=0"}
+    path = write_video(tmp_path / "v.mp4", regular(120, 30), gop=60, options=options)
+    decoded, decode = [], NeededFrames._decode
+    monkeypatch.setattr(
+        NeededFrames, "_decode", lambda self: (decoded.append(frame.pts) or frame for frame in decode(self))
+    )
+    assert numbers(path, [50.5 / 30, 55.5 / 30], "pyav") == [50, 55]
+    assert len(decoded) <= 20, len(decoded)
 
 
 # --------------------------------------------------------------------------------------- what mp4 files say of showing

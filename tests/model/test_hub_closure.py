@@ -42,6 +42,7 @@ SHIPPED = [
     "masked_language.py",
     "matching.py",
     "modeling_svitt_ego.py",
+    "needed_frames.py",
     "objective_base.py",
     "objectives.py",
     "outputs.py",

@@ -331,6 +331,7 @@ VIDEO_FILES = {
     "display_matrix.py",
     "edit_lists.py",
     "frame_table.py",
+    "needed_frames.py",
     "random_part.py",
     "video_inputs.py",
     "video_processing_svitt_ego.py",
