@@ -5,13 +5,16 @@
 A corpus is generated (moving noise-like textures, so that the files are not unnaturally small), prepared as chunks of
 600, 300 and 15 s and as JPEG shards, and clips of one second are read from each, in random order, with one thread. CPU
 time is measured, for each way in turn, several times over; the median counts. `ratio` is clips per second relative to
-the undivided raw files read by decord. `training_batch` has the shares of `decode` (file to uint8 frames at native
-size), `resize` (random crop to 224 px, flip) and `transfer` (collating to one batch and normalising as float32).
-`decode_time_resize` compares resizing in decord (`width=224, height=224`) with ours after it, in time and by PSNR. No
-weights and no network are needed.
+the undivided raw files read by decord. The 15-s chunks are also re-encoded as VP9, and for `encodings` in other ways
+of H.264 (read by PyAV), which shows what groups of pictures, B-frames and x264's "fastdecode" bring.
+
+`training_batch` has the shares of `decode` (file to uint8 frames at native size), `resize` (random crop to 224 px,
+flip) and `transfer` (collating to one batch and normalising as float32). `decode_time_resize` compares resizing in
+decord (`width=224, height=224`) with ours after it, in time and by PSNR. No weights and no network are needed.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -78,6 +81,68 @@ def write_table(path: Path, uids: list[str], seconds: float, clips_per_video: in
                 file.write("\t".join(map(str, cells)) + "\n")
 
 
+ENCODINGS = {
+    "as prepared: GOP 30, fastdecode": {"g": "30", "bf": "0", "tune": "fastdecode"},
+    "without fastdecode": {"g": "30", "bf": "0"},
+    "without fastdecode, GOP 10": {"g": "10", "bf": "0"},
+    "GOP 10": {"g": "10", "bf": "0", "tune": "fastdecode"},
+    "3 B-frames that nothing refers to": {
+        "g": "30",
+        "bf": "3",
+        "tune": "fastdecode",
+        "x264-params": "b-pyramid=none:b-adapt=0:open-gop=0",
+    },
+}
+
+
+def encode_again(source: Path, target: Path, codec: str, options: dict[str, str]) -> int:
+    """Writes the chunks below `source` in another encoding, with the same names; returns the bytes."""
+    import av
+
+    total = 0
+    for path in sorted(source.glob("*/*.mp4")):
+        out = target / path.relative_to(source)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path)) as container, av.open(str(out), "w", options={"movflags": "+faststart"}) as copy:
+            frames = container.decode(video=0)
+            source_stream = container.streams.video[0]
+            stream = copy.add_stream(codec, rate=source_stream.average_rate, options={**options, "threads": "1"})
+            stream.width, stream.height, stream.pix_fmt = source_stream.width, source_stream.height, "yuv420p"
+            stream.time_base = source_stream.time_base
+            for frame in frames:
+                frame.pict_type = av.video.frame.PictureType.NONE
+                copy.mux(stream.encode(frame))
+            copy.mux(stream.encode())
+        total += out.stat().st_size
+    return total
+
+
+def measure_encodings(chunks: Path, root: Path, requests, num_frames: int, repeats: int) -> list[dict]:
+    """PyAV on the 15-s chunks, encoded in the ways of `ENCODINGS` from the prepared ones."""
+    sizes, readers = {}, {}
+    for number, (name, options) in enumerate(ENCODINGS.items()):
+        folder = root / f"encoding-{number}"
+        sizes[name] = encode_again(chunks, folder, "libx264", {"crf": "23", "preset": "veryfast", **options})
+        store = VideoStore(folder, backend="pyav")
+        readers[name] = lambda request, store=store: store.read_window(
+            request[0], request[1], request[1] + 1, lambda a, b: clip_times(a, b, num_frames)
+        )
+    times = {name: [] for name in readers}
+    for _ in range(repeats):
+        for name, read in readers.items():
+            times[name].append(cpu_ms_per_clip(read, requests))
+    return [
+        {
+            "encoding": name,
+            "num_frames": num_frames,
+            "mb": round(sizes[name] / 1e6, 1),
+            "cpu_ms_per_clip": round(statistics.median(values), 2),
+            "clips_per_second_per_core": round(1e3 / statistics.median(values), 1),
+        }
+        for name, values in times.items()
+    ]
+
+
 def cpu_ms_per_clip(read, requests) -> float:
     begin = time.process_time()
     for request in requests:
@@ -87,10 +152,10 @@ def cpu_ms_per_clip(read, requests) -> float:
 
 def backends() -> list[str]:
     found = ["pyav"]
-    for name in ("decord", "torchcodec"):
+    for name in ("decord", "torchcodec.decoders"):
         try:
-            __import__(name)
-            found.append(name)
+            importlib.import_module(name)
+            found.append(name.split(".")[0])
         except (ImportError, OSError, RuntimeError):
             print(f"{name} is not installed: left out", file=sys.stderr)
     return ["auto", *sorted(found)]
@@ -263,6 +328,20 @@ def main() -> None:
             )
             for backend in backends():
                 stores[f"chunks of {length} s", backend] = VideoStore(root / str(length), backend=backend)
+        begin = time.process_time()
+        vp9 = {"deadline": "realtime", "cpu-used": "8", "crf": "33", "b": "0", "g": "30"}
+        vp9_bytes = encode_again(root / "15", root / "vp9", "libvpx-vp9", vp9)
+        cpu = (time.process_time() - begin) / (args.videos * args.seconds)
+        prepared.append(
+            {
+                "what": "chunks of 15 s as VP9, short side 256, GOP 30",
+                "mb": round(vp9_bytes / 1e6, 1),
+                "share_of_raw_bytes": round(vp9_bytes / raw_bytes, 3),
+                "cpu_seconds_per_video_second": round(cpu, 3),
+            }
+        )
+        for backend in backends():
+            stores["chunks of 15 s, VP9", backend] = VideoStore(root / "vp9", backend=backend)
         begin, settings = time.process_time(), ShardSettings(frames_per_clip=max(args.frames))
         report = write_clip_shards(
             root / "e.csv", root / "15", root / "shards", settings, num_workers=1, cache_dir=str(root / "c")
@@ -292,6 +371,7 @@ def main() -> None:
             },
             "prepared": prepared,
             "reading": measure_reading(stores, shards, requests, args.frames, args.repeats),
+            "encodings": measure_encodings(root / "15", root, requests, min(args.frames), args.repeats),
             "training_batch": [
                 {"layout": layout, "backend": backend, **measure_shares(store, requests, n)}
                 for (layout, backend), store in stores.items()

@@ -255,7 +255,14 @@ class _Writer:
         # avi counts in frames, not in parts of a second: use a fine tick there.
         self.tick = source.time_base if source.time_base.numerator == 1 else Fraction(1, 90000)
         self.container = av.open(f"file:{self.part}", "w", format="mp4", options={"movflags": "+faststart"})
-        options = {"crf": str(encoding.crf), "preset": encoding.preset, "bf": "0", "threads": "1"}
+        # fastdecode: reading clips takes half the time, and files are 15 % larger (benchmarks/clip_reading.py).
+        options = {
+            "crf": str(encoding.crf),
+            "preset": encoding.preset,
+            "tune": "fastdecode",
+            "bf": "0",
+            "threads": "1",
+        }
         self.stream = self.container.add_stream("libx264", rate=rate, options=options)
         context = self.stream.codec_context
         context.width, context.height = self.size if self.turns % 2 == 0 else self.size[::-1]

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("decord", reason="the ratio is to decord, which has no wheel for this platform")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "clip_reading.py"
-LAYOUTS = ("raw, undivided", "chunks of 600 s", "chunks of 300 s", "chunks of 15 s")
+LAYOUTS = ("raw, undivided", "chunks of 600 s", "chunks of 300 s", "chunks of 15 s", "chunks of 15 s, VP9")
 
 
 def test_every_layout_decoder_and_frame_count_is_measured(tmp_path):
@@ -24,6 +24,7 @@ def test_every_layout_decoder_and_frame_count_is_measured(tmp_path):
     wanted = {(layout, backend, n) for layout in LAYOUTS for backend in ("auto", "decord", "pyav") for n in (2, 4)}
     assert wanted | {("jpeg shards", "pillow", n) for n in (2, 4)} <= measured
     assert all(row["cpu_ms_per_clip"] > 0 and row["ratio"] > 0 for row in result["reading"])
+    assert len(result["encodings"]) == 5 and all(row["cpu_ms_per_clip"] > 0 for row in result["encodings"])
     for row in result["training_batch"]:
         assert row["shares"].keys() == {"decode", "resize", "transfer"}
         assert sum(row["shares"].values()) == pytest.approx(1, abs=0.01)
