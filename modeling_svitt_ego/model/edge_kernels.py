@@ -15,6 +15,8 @@ Letters: B clips, H heads, N tokens with [CLS] first, M blocks, S blocks that a 
 of two that D is padded to, R rows of the table. Strides are in elements; `_n` is the stride of a token.
 """
 
+import inspect
+
 try:
     import triton
     import triton.language as tl
@@ -25,8 +27,19 @@ except ImportError:  # edge_triton.is_available() tells; without triton the func
         constexpr = None
 
 
+# Arguments by whose value no kernel is compiled again: pruning alone makes four lengths. Strides of q, k and v are not
+# among them, because aligned loads need to know that 16 divides them.
+_COUNTS = (
+    "B H N M S R n centre patch_to_cls padding copies clips codes_b ids_b pattern_b parts key_parts query_parts "
+    "stride_r stride_h length rows rows_per_clip rows_per_program"
+).split()
+
+
 def jit(function):
-    return function if triton is None else triton.jit(function)
+    """A Triton kernel, or the function itself where there is no triton."""
+    if triton is None:
+        return function
+    return triton.jit(function, do_not_specialize=[x for x in inspect.signature(function).parameters if x in _COUNTS])
 
 
 # ------------------------------------------------------------------------------------------------- shared by kernels

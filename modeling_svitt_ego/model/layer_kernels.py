@@ -10,21 +10,10 @@ Letters: `rows` tokens of all clips, C hidden size, P programs whose partial col
 
 import torch
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # edge_triton.is_available() tells; without triton the functions below are never called
-    triton = None
-
-    class tl:
-        constexpr = None
+from .edge_kernels import jit, tl
 
 
-def _jit(function):
-    return function if triton is None else triton.jit(function)
-
-
-@_jit
+@jit
 def residual_norm_kernel(
     X, Y, SCALE, KEEP, WEIGHT, BIAS, SUM, OUT, MEAN, RSTD, rows, rows_per_clip, eps,
     C: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, RESIDUAL: tl.constexpr, DROP: tl.constexpr,
@@ -58,7 +47,7 @@ def residual_norm_kernel(
         tl.store(RSTD + row, rstd, mask=exists)
 
 
-@_jit
+@jit
 def norm_backward_kernel(
     GRAD, X, MEAN, RSTD, WEIGHT, BIAS, OTHER, DX, OUT, WEIGHT_GRAD, BIAS_GRAD, rows, rows_per_program,
     C: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
@@ -98,7 +87,7 @@ def norm_backward_kernel(
     tl.store(BIAS_GRAD + place, bias_grad, mask=inside)
 
 
-@_jit
+@jit
 def gelu_kernel(X, OUT, length, SIZE: tl.constexpr):
     """OUT = GELU(X), the exact one. Grid: (cdiv(length, SIZE),)."""
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
@@ -107,7 +96,7 @@ def gelu_kernel(X, OUT, length, SIZE: tl.constexpr):
     tl.store(OUT + place, out.to(OUT.dtype.element_ty), mask=place < length)
 
 
-@_jit
+@jit
 def columns_kernel(
     GRAD, X, KEEP, DX, OUT, SUMS, rows, rows_per_clip, rows_per_program,
     C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WRITE: tl.constexpr, DROP: tl.constexpr,
