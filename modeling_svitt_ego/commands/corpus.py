@@ -80,6 +80,7 @@ def add_build_egoclip_arguments(parser: argparse.ArgumentParser) -> None:
         default=float("inf"),
         help="narrow longer windows to this",
     )
+    parser.add_argument("--parquet", metavar="FOLDER", help="also write the table as Parquet, for plain load_dataset")
     add_shard_arguments(parser, "the tagging")
     parser.add_argument("--json", help="also write the report to this file")
 
@@ -102,6 +103,12 @@ def run_build_egoclip(arguments: argparse.Namespace) -> None:
         else:
             durations = measure_durations(arguments.narration_json, arguments.video_root, arguments.layout)
         report = build_egoclip_file(*files, durations, selection, arguments.merge)
+        if arguments.parquet:
+            from ..corpus.parquet_export import export_parquet
+            from ..data.egoclip import load_egoclip
+
+            table = load_egoclip(arguments.output, num_verbs=None, num_nouns=None)  # the taxonomies are the user's
+            export_parquet(table, arguments.parquet, "egoclip")
     _show(report, arguments.json)
 
 

@@ -1,7 +1,7 @@
 """Narrations as queries (NaQ, arXiv:2301.00746): EgoClip in the form of EgoNLQ, to train a grounding head on far more.
 
-Every narration asks for its own clip window within the whole video. A text that is narrated again in the same video
-has several right windows, of which each row names one; NaQ trains on them all the same.
+The query is the narration, its answer the clip window, and the searched clip the whole video. A text that occurs
+several times in a video has several right windows, of which each row names one; NaQ trains on all of them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..files.resumable_folder import aside
+from ..files.writing import aside
 
 
 def narrations_as_queries(rows: Iterable[dict]) -> dict:
     """
-    Rows of `load_egoclip` → the content of an `nlq_*.json`, one clip and one annotation per video.
+    Rows of `load_egoclip` → the content of an `nlq_*.json`, with one clip and one annotation per video.
 
-    Windows are cut at the video's ends (EgoClip's may reach over them); narrations with nothing left, or without a
-    text, are left out.
+    Windows are cut at the ends of the video (EgoClip's may reach beyond them); narrations whose window is then empty,
+    or that have no text, are left out.
     """
     videos: dict[str, list[dict]] = defaultdict(list)
     durations: dict[str, float] = {}
@@ -49,7 +49,7 @@ def narrations_as_queries(rows: Iterable[dict]) -> dict:
 
 
 def write_narrations_as_queries(rows: Iterable[dict], path: str | os.PathLike) -> Path:
-    """Writes [`narrations_as_queries`] to `path`."""
+    """Write [`narrations_as_queries`] to `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with aside(path) as part:

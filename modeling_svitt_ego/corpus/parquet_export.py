@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 from pathlib import Path
 
 import datasets
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..files.arrow_cache import REPORT_NAME, rejected_lines, write_report
+from ..files.folder_lock import locked
+from ..files.writing import aside
 
 SHARD_BYTES = 64 << 20  # of Arrow; about 16 MB of Parquet, so that EgoClip streams in ten parts
 
@@ -22,11 +23,15 @@ def export_parquet(
     config_name: str = "default",
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write `dataset` below `folder` and name it in the README's YAML.
+    """Write `dataset` below `folder` and name it in the YAML of its README.
 
     Several tables may share a folder under different `config_name`s, and several splits one config. What an earlier
-    call wrote for the same config and split is replaced; a reader never sees half of a table, because the files are
-    written aside first.
+    call wrote for the same config and split is replaced; every file appears whole. `svitt-ego build-egoclip --parquet`
+    calls this; for a table that exists:
+
+    ```python
+    export_parquet(load_egoclip("egoclip.csv"), "egoclip")  # then: hf upload USER/egoclip egoclip --repo-type dataset
+    ```
 
     Args:
         dataset (`datasets.Dataset`): From one of the loaders.
@@ -36,29 +41,30 @@ def export_parquet(
 
     Returns:
         `Path`: The folder.
+
+    Raises:
+        FileExistsError: Another process is writing to the folder.
     """
     if not re.fullmatch(r"\w+(-\w+)*", config_name, re.ASCII):
         raise ValueError(f"config_name ({config_name!r}) must be letters, digits, _ and -.")
-    split = str(dataset.split or "train")
-    target = Path(folder) / config_name
-    aside = Path(folder) / f".{config_name}-{split}.incomplete"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    num_shards = max(1, min(math.ceil(dataset.data.nbytes / shard_bytes), len(dataset)))
-    for number in datasets.utils.tqdm(range(num_shards), desc=f"Writing {config_name}/{split}", unit="shard"):
-        part = dataset.shard(num_shards, number, contiguous=True)
-        part.to_parquet(aside / f"{split}-{number:05d}-of-{num_shards:05d}.parquet")
-    if rejected := rejected_lines(dataset):  # by file name alone: where it lay is nobody's business on the Hub
-        rejected = [line._replace(file=os.path.basename(line.file)) for line in rejected]
-        write_report(aside / f"{split}-{REPORT_NAME}", rejected)
-
-    target.mkdir(exist_ok=True)
-    for old in target.glob(f"{split}-*"):
-        old.unlink()
-    for new in sorted(aside.iterdir()):
-        new.replace(target / new.name)
-    aside.rmdir()
-    _name_in_readme(Path(folder) / "README.md", config_name, split, dataset.info.description)
+    split, target = str(dataset.split or "train"), Path(folder) / config_name
+    target.mkdir(parents=True, exist_ok=True)
+    with locked(Path(folder)):
+        num_shards = max(1, min(math.ceil(dataset.data.nbytes / shard_bytes), len(dataset)))
+        written = set()
+        for number in datasets.utils.tqdm(range(num_shards), desc=f"Writing {config_name}/{split}", unit="shard"):
+            path = target / f"{split}-{number:05d}-of-{num_shards:05d}.parquet"
+            with aside(path) as part:
+                dataset.shard(num_shards, number, contiguous=True).to_parquet(part)
+            written.add(path)
+        if rejected := rejected_lines(dataset):  # by file name alone: the folder may be published
+            rejected = [line._replace(file=os.path.basename(line.file)) for line in rejected]
+            written.add(target / f"{split}-{REPORT_NAME}")
+            with aside(target / f"{split}-{REPORT_NAME}") as part:
+                write_report(part, rejected)
+        for old in set(target.glob(f"{split}-*")) - written:
+            old.unlink()
+        _name_in_readme(Path(folder) / "README.md", config_name, split, dataset.info.description)
     return Path(folder)
 
 
@@ -76,4 +82,5 @@ def _name_in_readme(path: Path, config_name: str, split: str, description: str) 
     others = [files for files in config["data_files"] if files["split"] != split]
     config["data_files"] = [*others, {"split": split, "path": f"{config_name}/{split}-*.parquet"}]
     card.data.configs = configs
-    card.save(path)
+    with aside(path) as part:
+        card.save(part)

@@ -7,7 +7,6 @@ scene.
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..corpus.egomcq_building import build_egomcq
 from ..corpus.egonlq_building import build_egonlq
 from ..corpus.narrations import Narration, write_narration_json
 from ..data.taxonomy import Taxonomy, write_taxonomy
+from ..files.writing import folder_aside, write_json
 from .synthetic_objects import NOUNS
 from .synthetic_plan import ACTION_SECONDS, VideoPlan, WorldStatistics, plan_video
 from .synthetic_scene import ALL_VERBS, VERBS, Verb
@@ -152,21 +152,15 @@ def build_world(
         return paths
     num_workers = num_workers if num_workers is not None else os.cpu_count() or 1
 
-    aside = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.part")
-    try:
+    with folder_aside(output_dir) as part:
         for number, (split, size) in enumerate(split_sizes.items()):
             plans = plan_videos(seed, number, size, seconds_per_video, statistics if split == "train" else even)
-            target = SplitPaths(aside / split)
+            target = SplitPaths(part / split)
             target.videos.mkdir(parents=True)
             if video_splits is None or split in video_splits:
                 render_videos(plans, target.videos, height, fps, num_workers, desc=f"render {split}")
             write_annotations(plans, target, split, seed, ALL_VERBS if statistics.long_verbs else VERBS)
-        (aside / MARKER).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
-        if output_dir.exists():
-            output_dir.rmdir()  # empty, as checked above
-        aside.rename(output_dir)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        write_json(part / MARKER, arguments)
     return paths
 
 
@@ -230,4 +224,4 @@ def write_annotations(
 
 
 def _write_json(content, path: Path) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, content)

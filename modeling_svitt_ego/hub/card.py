@@ -17,6 +17,7 @@ from safetensors import safe_open
 from transformers import TrainingArguments
 
 from ..evaluation.report import EvaluationReport
+from ..files.writing import aside, write_json
 from ..model.configuration_svitt_ego import SViTTEgoConfig
 from ..weights.provenance import weight_files, weights_sha256
 from .card_results import BENCHMARK_NAMES, NOT_RECORDED, PUBLISHED_HERE, TASK_TYPES, plain, result_rows
@@ -171,9 +172,9 @@ def write_model_card(
     folder = Path(folder)
     card = render_model_card(folder, evaluations, training_arguments, **options)
     if training_arguments is not None:
-        summary = json.dumps(training_summary(training_arguments), indent=1)
-        (folder / TRAINING_ARGUMENTS_NAME).write_text(summary + "\n", encoding="utf-8")
-    card.save(folder / "README.md")
+        write_json(folder / TRAINING_ARGUMENTS_NAME, training_summary(training_arguments))
+    with aside(folder / "README.md") as part:
+        card.save(part)
     return folder / "README.md"
 
 

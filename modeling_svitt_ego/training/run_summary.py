@@ -1,6 +1,5 @@
 """The cost and the course of a run: throughput, shares of time, memory, curves of loss and EgoMCQ."""
 
-import json
 import resource
 import sys
 import time
@@ -10,6 +9,8 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 from transformers import TrainerCallback
+
+from ..files.writing import write_json
 
 
 class RunSummary(TrainerCallback):
@@ -58,7 +59,7 @@ class RunSummary(TrainerCallback):
         summary = self.as_dict(args.world_size)
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "run_summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "run_summary.json", summary)
         for name, keys in (("loss", ["loss"]), ("egomcq", ["eval_inter", "eval_intra"])):
             curves = {key: [(e["step"], e[key]) for e in state.log_history if key in e] for key in keys}
             if any(curves.values()):

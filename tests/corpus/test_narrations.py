@@ -4,6 +4,7 @@ import ast
 import csv
 import json
 
+import datasets
 import numpy as np
 import pytest
 
@@ -346,6 +347,12 @@ def test_shards_give_the_same_bytes_as_one_run(corpus, capsys):
     (corpus / "narration.json").write_text(narrations)
     assert build_by_command(corpus, "--merge") == 0
     assert (corpus / "out.csv").read_bytes() == whole and not list(corpus.glob("*shard*.jsonl"))
+
+
+def test_the_table_as_parquet(corpus):
+    assert build_by_command(corpus, "--parquet", corpus / "table") == 0
+    table = datasets.load_dataset(str(corpus / "table"), "egoclip", split="train", cache_dir=str(corpus / "cache"))
+    assert table.to_list() == load_egoclip(corpus / "out.csv", cache_dir=str(corpus / "cache")).to_list()
 
 
 def test_a_damaged_video_drops_its_sentences_and_ends_nothing(tmp_path, caplog):
