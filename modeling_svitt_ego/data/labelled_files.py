@@ -2,6 +2,7 @@
 
 import csv
 import os
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,6 +12,7 @@ from .egoclip import load_egoclip
 from .egtea import load_egtea
 from .epic_kitchens import load_epic_kitchens
 from .labelled_clips import LabelledClips
+from .taxonomy import read_taxonomy
 
 LABEL_COLUMNS = ("video_uid", "clip_start", "clip_end", "label")
 
@@ -42,7 +44,7 @@ def load_labelled_clips(path: str | os.PathLike) -> LabelledClips:
     if "narration_id" in header:
         table = load_epic_kitchens(path)
         classes = {"verb": np.array(table["verb_class"]), "noun": np.array(table["noun_class"])}
-        return LabelledClips(_places(table), classes, benchmark="ek100-cls")
+        return LabelledClips(_places(table), classes, names=_epic_names(path), benchmark="ek100-cls")
     if {"id", "actions", "length"} <= set(header):
         return load_charades_ego(path)
     if set(LABEL_COLUMNS) <= set(header):
@@ -55,6 +57,14 @@ def load_labelled_clips(path: str | os.PathLike) -> LabelledClips:
 
 def _places(table: datasets.Dataset) -> datasets.Dataset:
     return table.select_columns(["video_uid", "clip_start", "clip_end"])
+
+
+def _epic_names(path: str) -> dict[str, list[str]]:
+    """Class names of EPIC-KITCHENS' lists, published in the same folder as the annotations; empty without them."""
+    files = {kind: Path(path).parent / f"EPIC_100_{kind}_classes.csv" for kind in ("verb", "noun")}
+    if not all(file.is_file() for file in files.values()):
+        return {}
+    return {kind: list(read_taxonomy(file).labels) for kind, file in files.items()}
 
 
 def _read_labels(path: str) -> LabelledClips:

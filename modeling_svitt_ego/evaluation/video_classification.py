@@ -57,10 +57,9 @@ def make_tasks(
         prompts = [make_prompts(templates["label"], label=plain_words(name)) for name in clips.label_names]
         return [Task("label", prompts, clips.classes["label"])]
     if clips.names and verbs is None and nouns is None:
+        named = {head: names for head in clips.classes if (names := clips.class_names(head))}
         return [
-            Task(head, [make_prompts(templates["label"], label=plain_words(name)) for name in names], labels)
-            for head, labels in clips.classes.items()
-            if (names := clips.class_names(head))
+            Task(head, _named_prompts(head, names, templates), clips.classes[head]) for head, names in named.items()
         ]
     words = {}
     for name, taxonomy in (("verb", verbs), ("noun", nouns)):
@@ -89,6 +88,16 @@ def make_tasks(
         ]
         tasks.append(Task("action", prompts, labels.reshape(-1)))
     return tasks
+
+
+def _named_prompts(head: str, names: Sequence[str], templates: dict[str, Sequence[str]]) -> list[list[str]]:
+    """For each class its sentences, from its name alone."""
+    words = [plain_words(name).lower() for name in names]
+    if head == "verb":
+        return [make_prompts(templates["verb"], verbs=[word]) for word in words]
+    if head == "noun":
+        return [make_prompts(templates["noun"], nouns=[word]) for word in words]
+    return [make_prompts(templates["label"], label=word) for word in words]
 
 
 def class_embeddings(encoder: Encoder, model: nn.Module, prompts: Sequence[Sequence[str]]) -> np.ndarray:

@@ -107,7 +107,8 @@ def test_egtea_by_three_heads_and_zero_shot(tmp_path):
     assert report.metrics["action_top1"] == 50.0 and report.metrics["verb_top1"] == 50.0
     assert report.metrics["noun_top1"] == 50.0 and report.counts["action_num_classes"] == 3
     zero_shot = save_tiny_folder(tmp_path / "dual")
-    assert run(zero_shot, annotations, videos, output, "--layout", "egtea", "--label-template", "{label}") == 0
+    short = ["--label-template", "{label}", "--verb-template", "{verb}", "--noun-template", "{noun}"]
+    assert run(zero_shot, annotations, videos, output, "--layout", "egtea", *short) == 0
     report = EvaluationReport.load(output)
     assert report.scoring_mode == "zero-shot" and {"verb_top1", "noun_top1", "action_mean_class"} <= {*report.metrics}
 
