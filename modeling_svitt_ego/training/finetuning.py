@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 from transformers import AutoProcessor, HfArgumentParser, Trainer, set_seed
 from transformers.utils import logging
 
@@ -50,6 +53,9 @@ class FineTuningOptions:
         default=None, metadata={"help": "classes: verb, noun or label; needed if there are several"}
     )
     method: str = field(default="full", metadata={"help": "full, lora or probe", "choices": list(LEARNING_RATES)})
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "mix pairs of clips and their classes, by Beta(alpha, alpha); 0: off"}
+    )
     lora_rank: int = field(default=8, metadata={"help": "rank of LoRA's updates of the video tower's attention"})
     resume: bool = field(
         default=False, metadata={"help": "continue the run in --output_dir from its newest whole checkpoint, if any"}
@@ -75,10 +81,19 @@ class FineTuningRecipe(SViTTEgoTrainingArguments):
 
 
 class FineTuner(ChecksBeforeTraining, CheckpointsWrittenAside, Trainer):
-    """The library's Trainer with whole checkpoints, checked resumes, and a checkpoint after SIGTERM or Ctrl-C."""
+    """
+    The library's Trainer with whole checkpoints, checked resumes, and a checkpoint after SIGTERM or Ctrl-C.
 
-    def __init__(self, *args, **kwargs):
+    Args:
+        mixup_alpha (`float`): above 0, mixes each clip and its class with another of the batch (mixup,
+            arXiv:1710.09412), in a share drawn from Beta(alpha, alpha).
+    """
+
+    def __init__(self, *args, mixup_alpha: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
+        if mixup_alpha < 0:
+            raise ValueError(f"mixup_alpha ({mixup_alpha}) must not be negative.")
+        self.mixup_alpha = mixup_alpha
         self._leave_on_signal = LeaveOnSignal(self)
         self.add_callback(self._leave_on_signal)
 
@@ -92,6 +107,18 @@ class FineTuner(ChecksBeforeTraining, CheckpointsWrittenAside, Trainer):
             return super().train(*args, **kwargs)
         finally:
             self._leave_on_signal.restore()
+
+    def run_facts(self) -> dict:
+        return super().run_facts() | {"mixup_alpha": self.mixup_alpha}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not model.training or self.mixup_alpha == 0:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        mix = v2.MixUp(alpha=self.mixup_alpha, num_classes=self.core.config.num_labels)
+        clips, shares = mix(tv_tensors.Video(inputs["pixel_values_videos"]), inputs["labels"])
+        outputs = model(pixel_values_videos=clips.as_subclass(torch.Tensor))
+        loss = F.cross_entropy(outputs.logits.float(), shares)
+        return (loss, outputs) if return_outputs else loss
 
 
 class LabelledExamples(Dataset):
@@ -196,6 +223,7 @@ def fine_tune(options: FineTuningOptions, arguments: FineTuningRecipe) -> FineTu
         train_dataset=examples(clips, options.videos, training=True),
         eval_dataset=evaluated,
         processing_class=processor,
+        mixup_alpha=options.mixup_alpha,
         compute_metrics=lambda prediction: classification_accuracy(prediction.predictions, prediction.label_ids),
     )
     resumed = options.resume and bool(checkpoints_of(Path(arguments.output_dir)))

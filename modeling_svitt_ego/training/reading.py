@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from ..data.clips import EgoClipDataset
 from ..data.failures import TooManyClipFailures
-from ..data.sampling import SceneAwareBatchSampler, SceneIndex, SeededBatchSampler, SharedNounBatchSampler, TagPairs
+from ..data.sampling import SceneAwareBatchSampler, SceneIndex, SeededBatchSampler, SharedNounBatchSampler
 from ..evaluation.encoding import one_thread
 from ..model.clip_reading import ClipReadError
 
@@ -25,8 +25,6 @@ def make_batch_sampler(dataset: EgoClipDataset, args, batch_size: int, **common)
         common: further arguments of the sampler.
     """
     common["seed"] = args.seed if args.data_seed is None else args.data_seed
-    if {"tag_verb", "tag_noun"} <= set(dataset.table.column_names):
-        common["tags"] = TagPairs(dataset.table)
     if args.scene_aware_negatives:
         dataset.scenes = SceneIndex(dataset.table, args.scene_seconds)
         return SceneAwareBatchSampler(dataset.scenes, batch_size, follow=dataset, **common)

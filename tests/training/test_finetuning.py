@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from modeling_svitt_ego import SViTTEgoForVideoClassification, SViTTEgoModel, SViTTEgoProcessor
 from modeling_svitt_ego.cli import main
 from modeling_svitt_ego.demo.demo import build_processor
+from modeling_svitt_ego.training.finetuning import FineTuner, FineTuningRecipe
 from tests.helpers.tiny_pretraining import make_corpus, small_config
 
 
@@ -68,18 +69,20 @@ def test_each_method_trains_what_it_says(method, root, tmp_path):
         assert scores["eval_num_items"] == 16 and 0 <= scores["eval_top1"] <= 100
 
 
-def test_a_resumed_run_ends_with_the_same_weights_and_other_labels_are_refused(root, tmp_path, capfd):
-    assert finetune(root, tmp_path / "whole", max_steps=4) == 0
-    assert finetune(root, tmp_path / "stopped", max_steps=4, save_total_limit=3) == 0
+@pytest.mark.parametrize("mixup_alpha", [0.0, 0.8])
+def test_a_resumed_run_ends_with_the_same_weights_and_other_labels_are_refused(mixup_alpha, root, tmp_path, capfd):
+    settings = {"max_steps": 4, "mixup_alpha": mixup_alpha}
+    assert finetune(root, tmp_path / "whole", **settings) == 0
+    assert finetune(root, tmp_path / "stopped", **settings, save_total_limit=3) == 0
     for step in (3, 4):
         (tmp_path / "stopped" / f"checkpoint-{step}" / "optimizer.pt").unlink()
-    assert finetune(root, tmp_path / "stopped", max_steps=4, resume="true") == 0
+    assert finetune(root, tmp_path / "stopped", **settings, resume="true") == 0
     expected = load_file(tmp_path / "whole" / "model" / "model.safetensors")
     for name, value in load_file(tmp_path / "stopped" / "model" / "model.safetensors").items():
         assert torch.equal(value, expected[name]), name
     other = (root / "labels.csv").read_text().replace("2,3,close", "2,3,open")
     (tmp_path / "other.csv").write_text(other)
-    resumed = {"annotations": tmp_path / "other.csv", "max_steps": 5, "resume": "true"}
+    resumed = settings | {"annotations": tmp_path / "other.csv", "max_steps": 5, "resume": "true"}
     assert finetune(root, tmp_path / "whole", **resumed) == 2
     assert "data: 16 rows" in capfd.readouterr().err
 
@@ -91,3 +94,19 @@ def test_a_resumed_run_ends_with_the_same_weights_and_other_labels_are_refused(r
 def test_a_mistake_is_answered_in_one_line(options, said, root, tmp_path, capfd):
     assert finetune(root, tmp_path, **options) == 2
     assert f"svitt-ego finetune: {said}" in capfd.readouterr().err
+
+
+def test_mixup_is_off_by_default_and_mixes_clips_and_classes_alike(monkeypatch, tmp_path):
+    """Catches clips mixed with one share and classes with another."""
+    model = SViTTEgoForVideoClassification(small_config(lively=False, num_labels=2))
+    clips, labels = torch.randn(4, 4, 3, 64, 64), torch.tensor([0, 1, 1, 0])
+    inputs = {"pixel_values_videos": clips, "labels": labels}
+    arguments = FineTuningRecipe(str(tmp_path), report_to="none", use_cpu=True)
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self, shape=(): torch.tensor(0.25))
+    model.train()
+    plain = FineTuner(model=model, args=arguments).compute_loss(model, inputs)
+    torch.testing.assert_close(plain, model(**inputs).loss)
+    mixed = FineTuner(model=model, args=arguments, mixup_alpha=1.0).compute_loss(model, inputs)
+    logits = model(pixel_values_videos=0.25 * clips + 0.75 * clips.roll(1, 0)).logits
+    one, other = (torch.nn.functional.cross_entropy(logits, x) for x in (labels, labels.roll(1)))
+    torch.testing.assert_close(mixed, 0.25 * one + 0.75 * other)

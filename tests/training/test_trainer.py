@@ -10,6 +10,7 @@ from modeling_svitt_ego.data.layouts import VideoStore
 from modeling_svitt_ego.demo.demo import build_processor
 from modeling_svitt_ego.hub.configs import hub_config
 from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
+from modeling_svitt_ego.training.naming_clips import CLIPS
 from modeling_svitt_ego.training.trainer import SViTTEgoTrainer
 from tests.helpers.tiny_data import egoclip_row, write_egoclip, write_video
 
@@ -75,3 +76,18 @@ def test_weight_decay_spares_biases_norms_tables_cls_and_temperature(corpus, tmp
     for name, parameter in trainer.model.named_parameters():
         spared = parameter.dim() < 2 or "bias_table" in name or "cls_token" in name or name == "temperature"
         assert (name in decayed) is not spared, name
+
+
+def test_a_shared_noun_batch_holds_one_noun(corpus, tmp_path):
+    """Catches an argument that reaches no sampler."""
+    trainer = make_trainer(corpus, tmp_path, scene_aware_negatives=False, shared_noun_share=1.0, max_steps=3)
+    nouns = trainer.train_dataset.table["tag_noun"]
+    seen, step = [], trainer.training_step
+
+    def recording(model, inputs, *rest):
+        seen.append(set.intersection(*(set(nouns[clip["row"]]) for clip in inputs[CLIPS])))
+        return step(model, inputs, *rest)
+
+    trainer.training_step = recording
+    trainer.train()
+    assert len(seen) == 3 and all(seen)
