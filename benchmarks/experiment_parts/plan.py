@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 # (K_l, K_r, G) of the paper's edge pattern. The base tower's 784 tokens are 14 blocks of 56, a quarter of a frame
 # and a bit, of which a block attends to 4; the tiny tower's 64 tokens are 16 blocks of 4, a quarter of a frame, of 4.
 PAPER_EDGES = {"tiny": (1, 3, 4), "base": (1, 3, 56)}
-DEMO_EDGES = (5, 1, 8)  # svitt-ego demo's: the own place one frame back and ahead
+DEMO_EDGES = (5, 1, 8)  # the demo's before it had temporal edges: its neighbours hold the same place in the next frames
 PATTERNS = {"tiny": (PAPER_EDGES["tiny"], DEMO_EDGES), "base": (PAPER_EDGES["base"],)}
 SWEPT = {
     "tiny": {"num_random_blocks": (1, 3, 7), "block_size": (2, 4, 8), "keep_rate": (0.3, 0.5, 0.7, 0.9)},
