@@ -11,7 +11,7 @@
     python benchmarks/experiments.py --report               # tables and pictures from the JSON files
 
 Results are in benchmarks/results/experiments, one JSON per experiment; finished runs are kept, so a stopped command
-goes on where it was. The clips are decoded once and shared by all runs.
+continues where it was. The clips are decoded once and shared by all runs.
 
 On EgoClip the same script, with BEiT and BERT and the published recipe:
 
@@ -146,7 +146,7 @@ def run_all(number: str, settings: list[Setting], records: Records, corpus, budg
     if waiting:
         raise SystemExit(
             f"{waiting} of {len(jobs)} runs of experiment {number} were not started within --minutes "
-            f"{options.minutes:g}. The same command goes on with them."
+            f"{options.minutes:g}. The same command continues with them."
         )
     if failed:
         raise SystemExit(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}. The others are kept.")
@@ -247,9 +247,9 @@ def parse(argv: list[str] | None):
     parser.add_argument("--test-videos", type=int, default=16, help="of the world")
     parser.add_argument("--video-seconds", type=float, default=60.0, help="of the world")
     for name, what in (
-        ("egoclip", "egoclip.csv in the place of the world"),
+        ("egoclip", "egoclip.csv instead of the world"),
         ("videos", "folder of its videos"),
-        ("clip-shards", "folder from `svitt-ego prepare --clip-shards`, in the place of these two"),
+        ("clip-shards", "folder from `svitt-ego prepare --clip-shards`, instead of these two"),
         ("egomcq", "egomcq.json"),
         ("egomcq-videos", "folder of its videos; --videos otherwise"),
     ):

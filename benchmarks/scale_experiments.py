@@ -3,7 +3,7 @@
     python benchmarks/scale_experiments.py --work runs/scale                          # BEiT-B/16 and BERT-base
     python benchmarks/scale_experiments.py --work runs/try --scale tiny --train-videos 2 --test-videos 6 --steps 2
 
-Stages: the world, its shards, then the experiments. Each call goes on where the last one stopped, and starts no new
+Stages: the world, its shards, then the experiments. Each call continues where the last one stopped, and starts no new
 run after `--minutes`, so that a machine that is lent for minutes is enough; call it until it says that all is done.
 Results are one JSON per experiment, tables and pictures, in WORK/results.
 """
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the world, the shards and the results")
     parser.add_argument("--scale", choices=("base", "tiny"), default="base")
-    parser.add_argument("--train-videos", type=int, default=3000, help="each a scene of its own, of 60 s")
+    parser.add_argument("--train-videos", type=int, default=3000, help="each another scene, of 60 s")
     parser.add_argument("--test-videos", type=int, default=100)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)

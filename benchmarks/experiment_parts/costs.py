@@ -108,7 +108,7 @@ def measure(settings: list[Setting], scale: str, frames: list[int], batch_size: 
 
     Returns:
         Per setting and number of frames: `flops`, `saved_bytes`, `peak_bytes` (above what stood before the first step:
-        of the device, or of a process of its own), `seconds` (the median of `rounds` rounds) and all `rounds`.
+        of the device, or of a separate process), `seconds` (the median of `rounds` rounds) and all `rounds`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     jobs_of = {count: [(setting, scale, count, batch_size, device) for setting in settings] for count in frames}
@@ -155,7 +155,7 @@ def _peak(job: tuple) -> int:
 
 
 def _in_a_child(function, argument) -> int:
-    # "forkserver" would have to import torch each time; the parent has not yet run what does not bear forking.
+    # "forkserver" would have to import torch each time; the parent has run nothing yet that breaks in a fork.
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_send, args=(function, argument, send))

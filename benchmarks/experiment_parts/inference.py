@@ -78,6 +78,6 @@ def load(trained: Setting, seed: int, corpus: Corpus, budget: Budget):
 
 
 def apply(model: SViTTEgoModel, setting: Setting) -> None:
-    """None of these fields has parameters of its own: the weights stay as trained."""
+    """None of these fields adds parameters: the weights stay as trained."""
     for name, value in setting.fields.items():
         setattr(model.config.vision_config, name, value)

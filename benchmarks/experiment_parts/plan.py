@@ -1,8 +1,8 @@
 """What the experiments compare, as data: each setting is a name and the fields that it changes.
 
 Fields are flat, as in `SViTTEgoModel.from_encoders`: a bare name is the whole configuration's or the video tower's
-(`keep_rate` is q_v), `fusion_` stands before the cross-modal tower's (`fusion_keep_rate` is q_m). Every setting states
-all the fields that its experiment varies, so that no default decides a comparison.
+(`keep_rate` is q_v), the prefix `fusion_` marks the cross-modal tower's (`fusion_keep_rate` is q_m). Every setting
+states all the fields that its experiment varies, so that no default decides a comparison.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 # (K_l, K_r, G) of the paper's edge pattern. The base tower's 784 tokens are 14 blocks of 56, a quarter of a frame
 # and a bit, of which a block attends to 4; the tiny tower's 64 tokens are 16 blocks of 4, a quarter of a frame, of 4.
 PAPER_EDGES = {"tiny": (1, 3, 4), "base": (1, 3, 56)}
-DEMO_EDGES = (5, 1, 8)  # the demo's before it had temporal edges: its neighbours hold the same place in the next frames
+DEMO_EDGES = (5, 1, 8)  # the demo's before it had temporal edges: its neighbours hold the next frames' same place
 PATTERNS = {"tiny": (PAPER_EDGES["tiny"], DEMO_EDGES), "base": (PAPER_EDGES["base"],)}
 SWEPT = {
     "tiny": {"num_random_blocks": (1, 3, 7), "block_size": (2, 4, 8), "keep_rate": (0.3, 0.5, 0.7, 0.9)},
@@ -35,7 +35,7 @@ TITLES = {
 TRAINED = ("1", "2", "3", "3m", "5", "5-8", "5-16", "6", "7", "8")  # 4 takes the models of 1
 # Fields of WorldStatistics: the synthetic world of these experiments, which differs from the others'.
 STATISTICS = {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}}
-PRUNERS = ("random", "motion", "diverse", "merged")  # of experiment 6, besides the model's own (pruning.py)
+PRUNERS = ("random", "motion", "diverse", "merged")  # of experiment 6, in addition to the model's own (pruning.py)
 CONTRASTIVE_BATCHES = (32, 128, 512)  # of experiment 8
 FRAMES = {"5": 4, "5-8": 8, "5-16": 16}  # of these experiments, whatever --num-frames says
 # (K_l, K_t, K_r, G). The first three of the tiny tower attend to as many blocks as the paper's pattern does, 4; the
@@ -58,12 +58,12 @@ TEMPORAL_PATTERNS = {
 class Setting:
     """
     Args:
-        name (`str`): as it stands in the tables.
+        name (`str`): as in the tables.
         fields (`dict`): configuration fields.
         arguments (`dict`): fields of `SViTTEgoTrainingArguments`.
         fusion (`bool`): train matching and masked language modelling too, and answer by the matching head as well.
         attention (`str`, *optional*): the video tower's attention implementation, where costs are measured.
-        pruner (`str`, *optional*): one of `PRUNERS` in the place of the model's own choice of tokens.
+        pruner (`str`, *optional*): one of `PRUNERS` instead of the model's own choice of tokens.
         first (`dict`, *optional*): fields of a model that is trained before, for as many steps; this one continues it.
         clips_per_step (`int`, *optional*): contrastive batch; there are as many fewer steps as it is larger than the
             budget's, so that all settings see the same number of clips.

@@ -42,7 +42,7 @@ class Records:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON file: {error}") from error
+            raise ValueError(f"{path} is not a JSON file: {error}") from error
 
     def find(self, recipe: dict) -> dict | None:
         """A finished run of the recipe, whatever its name and in whichever experiment."""

@@ -9,7 +9,7 @@ from .inference import trained_settings
 from .plan import TITLES, TRAINED, settings_of
 from .records import Records
 
-HEADER = """<!-- Written by `python benchmarks/experiments.py --report` from the JSON files beside it: do not edit. -->
+HEADER = """<!-- Written by `python benchmarks/experiments.py --report` from the JSON files here: do not edit. -->
 # Experiments
 
 Mean ± standard deviation over the seeds; in square brackets, the mean over seeds of the difference to the first row

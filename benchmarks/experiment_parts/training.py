@@ -1,4 +1,4 @@
-"""One run: a model of a setting, trained and asked EgoMCQ. Runs in a process of its own."""
+"""One run: a model of a setting, trained and asked EgoMCQ. Runs in a separate process."""
 
 import contextlib
 import hashlib
@@ -65,8 +65,8 @@ class Corpus:
 
     Args:
         egoclip, videos, egomcq, egomcq_videos (`str`): tables and video roots.
-        clip_shards (`str`, *optional*): folder from `svitt-ego prepare --clip-shards` in the place of the first two.
-        name (`str`): as it stands in the results.
+        clip_shards (`str`, *optional*): folder from `svitt-ego prepare --clip-shards` instead of the first two.
+        name (`str`): as in the results.
         work (`str`): folder for decoded frames, models and logs.
         cache_gb (`float`): decoded frames are kept if they take no more.
     """
@@ -135,7 +135,7 @@ def tiny_config(fields: dict, num_frames: int) -> SViTTEgoConfig:
 
 
 def train(setting: Setting, seed: int, corpus: Corpus, budget: Budget, workers: int = 0) -> dict:
-    """[`train_here`], its progress in `console.txt` beside the model."""
+    """[`train_here`], with its progress in `console.txt` next to the model."""
     folder = model_folder(corpus, setting, budget, seed)
     with quietly(folder.with_name(f"{folder.name}.log") / "console.txt"):
         return train_here(setting, seed, corpus, budget, workers)
@@ -143,7 +143,7 @@ def train(setting: Setting, seed: int, corpus: Corpus, budget: Budget, workers: 
 
 @contextlib.contextmanager
 def quietly(file: Path):
-    """What is printed meanwhile goes to the file: runs that go on together would mix."""
+    """What is printed inside goes to the file: the output of parallel runs would mix."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w", encoding="utf-8") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         yield

@@ -205,7 +205,7 @@ def write_demo_card(
 
 
 def format_table(results: dict) -> str:
-    """The three evaluations beside chance, in per cent."""
+    """A table of the three evaluations and chance, in per cent."""
     some = results["trained"]
     lines = [
         "",

@@ -24,8 +24,8 @@ class ClipsInMemory(EgoClipDataset):
 
     Args:
         frames (`str`): a .npy file of shape `(num_clips, frames_per_clip, height, width, 3)`, uint8, which processes
-            map into memory together. `<name>.windows.npy` beside it holds the start and end `(num_clips, 2)` of each
-            clip in seconds.
+            map into memory together. `<name>.windows.npy` in the same folder holds the start and end of each clip in
+            seconds, `(num_clips, 2)`.
         store ([`VideoStore`], *optional*): where the videos are, for messages; nothing is read from it.
         Others as in [`EgoClipDataset`].
     """

@@ -199,7 +199,7 @@ def _pot_lid(opened):
 
 @dataclass(frozen=True)
 class Noun:
-    """How one kind of object looks and what can be done with it besides being moved."""
+    """How one kind of object looks and what can be done with it other than moving it."""
 
     draw: Callable
     size: float  # longest side, frame heights

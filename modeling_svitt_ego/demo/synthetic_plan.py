@@ -152,19 +152,19 @@ def _narrate(verb: str, thing: SceneObject, rng: np.random.Generator) -> str:
     return "#C C " + phrase.format(" ".join(word for word in (article, colour, thing.noun) if word))
 
 
-def _is_free(x: float, y: float, states: Sequence[ObjectState], besides: int | None, gap: float) -> bool:
+def _is_free(x: float, y: float, states: Sequence[ObjectState], except_for: int | None, gap: float) -> bool:
     if not (0.25 <= x <= WORLD_WIDTH - 0.25 and 0.3 <= y <= 0.98):
         return False
-    others = (s for i, s in enumerate(states) if i != besides and not s.held)
+    others = (s for i, s in enumerate(states) if i != except_for and not s.held)
     return all(math.hypot(x - s.x, 1.2 * (y - s.y)) >= gap for s in others)
 
 
-def _free_place(states: Sequence[ObjectState], rng: np.random.Generator, besides: int | None = None):
+def _free_place(states: Sequence[ObjectState], rng: np.random.Generator, except_for: int | None = None):
     gap = 0.48
     while True:
         for _ in range(30):
             x, y = float(rng.uniform(0.25, WORLD_WIDTH - 0.25)), float(rng.uniform(0.3, 0.98))
-            if _is_free(x, y, states, besides, gap):
+            if _is_free(x, y, states, except_for, gap):
                 return x, y
         gap *= 0.85  # a crowded table: closer together rather than never
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from .synthetic_objects import NOUNS, Pen, SceneObject, shade
 
 SUPERSAMPLE = 2
-WORLD_WIDTH, WORLD_HEIGHT = 2.3, 1.4  # where objects lie; the camera sees 1 x 1
+WORLD_WIDTH, WORLD_HEIGHT = 2.3, 1.4  # where objects are; the camera sees 1 x 1
 MARGIN = 0.45  # drawn around it, for a camera that looks at an object near the edge
 HAND_SIZE = 1.45  # the arm is near the camera
 APPROACH = 0.17  # share of an action in which the hand comes into view; the same share at the end to leave it

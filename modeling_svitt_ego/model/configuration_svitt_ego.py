@@ -103,7 +103,7 @@ def _check_heads(hidden_size: int, num_attention_heads: int, key: str = "hidden_
 
 def _check_pruning(keep_rate: float, prune_layers, num_hidden_layers: int, keep_strategy: str, strategies) -> None:
     if not 0.0 < keep_rate <= 1.0:
-        raise ValueError(f"keep_rate ({keep_rate}) must lie in (0, 1]; 1.0 keeps every token.")
+        raise ValueError(f"keep_rate ({keep_rate}) must be in (0, 1]; 1.0 keeps every token.")
     layers = list(prune_layers)
     if layers != sorted(set(layers)) or any(layer < 0 for layer in layers):
         raise ValueError(f"prune_layers ({layers}) must be increasing zero-based layer numbers.")
@@ -460,7 +460,7 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
             )
         if not 0.0 < self.temperature_min <= self.temperature_init <= self.temperature_max:
             raise ValueError(
-                f"temperature_init ({self.temperature_init}) must lie in [temperature_min, temperature_max] = "
+                f"temperature_init ({self.temperature_init}) must be in [temperature_min, temperature_max] = "
                 f"[{self.temperature_min}, {self.temperature_max}], above 0."
             )
         if self.contrastive_loss not in ("ego_nce", "info_nce"):
@@ -468,7 +468,7 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
         if self.ego_nce_form not in ("log_sum", "sup_con"):
             raise ValueError(f"ego_nce_form ('{self.ego_nce_form}') must be 'log_sum' or 'sup_con'.")
         if not 0.0 < self.mlm_probability < 1.0:
-            raise ValueError(f"mlm_probability ({self.mlm_probability}) must lie in (0, 1).")
+            raise ValueError(f"mlm_probability ({self.mlm_probability}) must be in (0, 1).")
         if self.classifier_pooling not in ("mean", "attention"):
             raise ValueError(f"classifier_pooling ('{self.classifier_pooling}') must be 'mean' or 'attention'.")
         sizes = self.head_sizes

@@ -52,7 +52,7 @@ def resize_relative_position_bias(table: torch.Tensor, frames: int, size: int, n
     """
     Bias table (R, H) for frames of `size` x `size` patches, resized for `new_size` x `new_size`: BEiT's rule.
 
-    The old offsets are taken to lie on a geometric grid that reaches as far as the new ones, because near offsets
+    The old offsets are placed on a geometric grid that reaches as far as the new ones, because near offsets
     matter more than far ones; a bicubic spline through them is read at the new integer offsets. Every dt by itself.
     Shrinking is nearly a crop, since the grid's ratio ends at 1.01.
     """

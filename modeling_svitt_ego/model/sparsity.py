@@ -115,7 +115,7 @@ def random_blocks(
 
     Args:
         seed (`torch.LongTensor` of shape `()`): one draw for the whole forward.
-        layer (`int`): zero-based layer number; each layer has a pattern of its own.
+        layer (`int`): zero-based layer number; each layer has its own pattern.
         temporal (`torch.LongTensor` of shape `(1 or B, M, K_t)`, *optional*): from [`temporal_blocks`]. These are then
             taken first, a missing one is replaced by a random block, and the result is (1 or B, M, K_t + K_r).
     """
