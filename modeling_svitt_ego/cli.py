@@ -9,6 +9,7 @@ from . import __version__
 from .commands import convert, corpus, demo, evaluate, export, plan, push, space, train, video
 from .commands.arguments import CommandParser
 from .commands.running import DEBUG_HELP, run, same_command
+from .commands.terminal import make_printable
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ COMMANDS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0; 1 for findings (doctor) or files that failed; 2 for a usage or input error; 130 for Ctrl-C."""
+    make_printable()
     parser = CommandParser(prog="svitt-ego", description=__doc__, epilog=DEBUG_HELP)
     parser.add_argument("--version", action="version", version=f"svitt-ego {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

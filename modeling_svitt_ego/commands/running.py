@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .terminal import make_printable
+
 DEBUG_VARIABLE = "SVITT_EGO_DEBUG"
 DEBUG_HELP = f"With {DEBUG_VARIABLE}=1 in the environment an error shows its full traceback."
 USAGE_ERROR = 2
@@ -35,6 +37,7 @@ def run(name: str, work: Callable[[], int | None], stopped: str) -> int:
         What `work` returns (0 for `None`); 2 after a mistake of the user, 130 after Ctrl-C, 143 after SIGTERM, each
         with one line on the error stream. Any other error is a defect and keeps its traceback.
     """
+    make_printable()
     try:
         with _sigterm_raises():
             return work() or 0
