@@ -4,7 +4,7 @@ The defaults were chosen without a GPU, from what ptxas reports: no register is 
 were tuned on a card replace them through [`use_launches`].
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 KERNELS = ("patches_forward", "query_gradients", "key_gradients", "table_gradient")
 
@@ -60,3 +60,21 @@ def use_launches(launches: dict[tuple[str, bool, int], Launch]) -> None:
         raise ValueError(f"{unknown} name no kernel; the kernels are {', '.join(KERNELS)}.")
     _tuned.clear()
     _tuned.update(launches)
+
+
+def launches_to_json(launches: dict[tuple[str, bool, int], Launch]) -> dict:
+    """`{kernel: {"float32-64" or "half-64": {"BM": …}}}`, as a file of tuned values for one card holds them."""
+    content = {}
+    for (kernel, is_float32, head_dim), launch in sorted(launches.items()):
+        content.setdefault(kernel, {})[f"{'float32' if is_float32 else 'half'}-{head_dim}"] = asdict(launch)
+    return content
+
+
+def launches_from_json(content: dict) -> dict[tuple[str, bool, int], Launch]:
+    """The inverse of [`launches_to_json`]."""
+    launches = {}
+    for kernel, by_case in content.items():
+        for case, values in by_case.items():
+            precision, head_dim = case.split("-")
+            launches[kernel, precision == "float32", int(head_dim)] = Launch(**values)
+    return launches
