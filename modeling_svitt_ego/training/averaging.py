@@ -29,6 +29,7 @@ class AveragedWeights:
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.model = nn.ParameterList([model.get_parameter(name) for name in self.names])
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.is_in_place = False
 
     @property
     def num_updates(self) -> int:
@@ -47,14 +48,16 @@ class AveragedWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights, if there has been an update."""
-        if not self.num_updates:
+        """Inside, the model has the averaged weights, if there has been an update; may be nested."""
+        if not self.num_updates or self.is_in_place:
             yield
             return
         self.exchange()
+        self.is_in_place = True
         try:
             yield
         finally:
+            self.is_in_place = False
             self.exchange()
 
     def save(self, folder: str) -> None:

@@ -55,6 +55,16 @@ class EvaluatesWholeSets:
         finally:
             self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
+    @contextmanager
+    def more_metrics(self, metrics: dict[str, float]) -> Iterator[None]:
+        """Inside, `evaluate` logs these metrics together with its own, as one evaluation."""
+        compute_metrics = self.compute_metrics
+        self.compute_metrics = lambda prediction: (compute_metrics(prediction) if compute_metrics else {}) | metrics
+        try:
+            yield
+        finally:
+            self.compute_metrics = compute_metrics
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs({name: x for name, x in inputs.items() if name not in NOT_FOR_THE_MODEL})
 
@@ -138,7 +148,7 @@ def recalls(videos: torch.Tensor, texts: torch.Tensor) -> dict[str, float]:
     """
     Per cent of narrations whose own clip is among the k most similar, and the reverse.
 
-    A tie counts against the own one, so that a model that embeds everything alike does not score.
+    A tie counts as a miss: a model that embeds everything alike does not score.
 
     Args:
         videos, texts (`torch.Tensor` of shape `(n, dim)`): unit length; clip i belongs to narration i.

@@ -53,7 +53,7 @@ class SViTTEgoTrainer(
     """
 
     def __init__(self, *args, evaluator: Evaluator | list[Evaluator] | None = None, **kwargs):
-        own_eval_set = kwargs.get("eval_dataset") is not None or len(args) > 4
+        self.has_eval_set = kwargs.get("eval_dataset") is not None or len(args) > 4
         if evaluator is not None:
             first, *_ = by_name(evaluator).values()
             kwargs.setdefault("eval_dataset", first.dataset)  # or eval_strategy would be refused
@@ -85,7 +85,7 @@ class SViTTEgoTrainer(
         self.check_stages()
         self._leave_on_signal = LeaveOnSignal(self)
         self.add_callback(self._leave_on_signal)
-        if evaluator is not None and not own_eval_set and args.metric_for_best_model == "loss":
+        if evaluator is not None and not self.has_eval_set and args.metric_for_best_model == "loss":
             # Set by TrainingArguments where no metric is named; an evaluator gives accuracies and no loss.
             name, first = next(iter(by_name(evaluator).items()))
             args.metric_for_best_model = "_".join(filter(None, [name, first.primary_metric]))
@@ -268,13 +268,16 @@ class SViTTEgoTrainer(
         return {"scene_partners": of_scene / (of_scene + others)} if of_scene + others else {}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        if self.evaluator is None:
-            with self.weights_to_evaluate():
-                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        started = time.time()
-        model = self.accelerator.unwrap_model(self.model)
+        """The evaluators' metrics, and those of the whole evaluation set (evaluating.py) if one was given."""
         with self.weights_to_evaluate():
+            if self.evaluator is None:
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            started = time.time()
+            model = self.accelerator.unwrap_model(self.model)
             metrics, num_items = run_evaluators(self.evaluator, model, self.accelerator, metric_key_prefix)
+            if self.has_eval_set or eval_dataset is not None:
+                with self.more_metrics(metrics):
+                    return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics |= speed_metrics(metric_key_prefix, started, num_samples=num_items)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

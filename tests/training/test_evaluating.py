@@ -3,13 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoModel
 from modeling_svitt_ego.data.clips import ClipCollator, EgoClipDataset
+from modeling_svitt_ego.evaluation.egomcq import EgoMCQEvaluator
 from modeling_svitt_ego.training import evaluating
 from modeling_svitt_ego.training.evaluating import contrastive_loss_of_set, recalls
 from modeling_svitt_ego.training.trainer import SViTTEgoTrainer
+from tests.helpers.tiny_data import egomcq_item, write_json
 from tests.helpers.tiny_model import tiny_batch, tiny_model
 from tests.helpers.tiny_pretraining import make_corpus, make_trainer
 
@@ -133,3 +135,29 @@ def test_a_batch_without_negatives_is_said_once(settings, corpus, tmp_path, capl
     caplog.clear()
     make_trainer(corpus, tmp_path / "two", max_steps=1).train()
     assert "contrastive loss of step" not in caplog.text
+
+
+def test_an_evaluator_and_an_evaluation_set_are_one_evaluation(corpus, tmp_path):
+    """Catches an eval_loss that an evaluator takes away, and early stopping that counts each evaluation twice."""
+    items = [egomcq_item(["video-a"] * 5, answer=i, text=f"#C C picks item {i}", start=float(i)) for i in range(2)]
+    path = write_json(tmp_path / "egomcq.json", {str(i): item for i, item in enumerate(items)})
+    plain = evaluating_trainer(corpus, tmp_path)
+    evaluator = EgoMCQEvaluator(path, corpus / "videos", plain.processing_class, 4)
+    trainer = SViTTEgoTrainer(
+        model=plain.model,
+        args=plain.args,
+        eval_dataset=plain.eval_dataset,
+        processing_class=plain.processing_class,
+        evaluator=evaluator,
+    )
+    seen = []
+
+    class Count(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            seen.append(set(metrics))
+
+    trainer.add_callback(Count())
+    metrics = trainer.evaluate()
+    assert {"eval_loss", "eval_intra", "eval_text_to_video_recall_at_1"} <= set(metrics)
+    assert len(seen) == 1 and {"eval_loss", "eval_intra"} <= seen[0]
+    assert trainer.args.metric_for_best_model is None and trainer.compute_metrics is None

@@ -70,7 +70,7 @@ def test_evaluation_uses_the_average_and_training_goes_on_from_the_weights(corpu
     def evaluating(*args, **kwargs):
         if trainer.state.global_step == 2:
             before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
-            with trainer.weights_to_evaluate():
+            with trainer.weights_to_evaluate(), trainer.weights_to_evaluate():
                 evaluated.append(any(not torch.equal(before[k], v) for k, v in trainer.model.state_dict().items()))
             evaluated.append(all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items()))
         return step(*args, **kwargs)
