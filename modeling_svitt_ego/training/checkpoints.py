@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent: written to another folder, flushed to the disk and renamed.
 
-The Trainer writes into `checkpoint-N` itself, so that a kill in the middle leaves half a checkpoint, which `resume`
-takes for the newest.
+The Trainer writes into `checkpoint-N` itself: a kill in the middle leaves half a checkpoint, which `resume` takes for
+the newest.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Clips that could not be read, as the training log tells of them: a count at each step, the files at the end."""
+"""Clips that could not be read, in the training log: a count at each step, the files at the end."""
 
 import logging
 
@@ -20,8 +20,8 @@ def unreadable_clips(dataset) -> dict[str, int]:
 class ReportUnreadableClips(TrainerCallback):
     """Logs the files at fault, with path and reason, when training ends.
 
-    A run that ends because too many clips failed says the same in its `TooManyClipFailures`. Every process reports the
-    clips of its own.
+    A run that ends because too many clips failed lists them in its `TooManyClipFailures`. Every process counts the
+    clips that it has read itself.
     """
 
     def __init__(self, dataset) -> None:

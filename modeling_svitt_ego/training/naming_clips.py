@@ -1,4 +1,4 @@
-"""Batches that know which clips they hold, so that an error can name them."""
+"""Batches that carry the names of their clips for error messages."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,9 +1,9 @@
 """Muon for the weight matrices of the layers and AdamW for the rest, as one optimizer.
 
 Muon (K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; torch.optim.Muon) makes the
-update of a matrix orthogonal, so that its weak directions learn as fast as its strong ones. Trained from scratch, the
-tiny model learns the order of frames with it in a tenth of the clips that AdamW needs. The published recipe, which
-starts from BEiT and BERT, is AdamW alone: that stays the default.
+update of a matrix orthogonal: its weak directions learn as fast as its strong ones. Trained from scratch, the tiny
+model learns the order of frames with it in a tenth of the clips that AdamW needs. The published recipe, which starts
+from BEiT and BERT, is AdamW alone, and that is the default.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The trainable 2-D weights of the linear maps in the towers' layers and projections.
 
-    Not the embeddings, the bias tables, the patch projection and the heads, whose rows have meanings of their own.
+    The embeddings, the bias tables, the patch projection and the heads are excluded: their rows mean different things.
     """
     names = [
         f"{name}.weight"
@@ -34,7 +34,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         learning_rate (`float`): AdamW's.
         adam_kwargs: betas and eps of AdamW.
 
-    One list of groups and one state dict, so that schedulers, clipping and checkpoints see a single optimizer.
+    It has one list of groups and one state dict: schedulers, clipping and checkpoints see a single optimizer.
     """
 
     def __init__(self, matrices, groups, muon_learning_rate: float, learning_rate: float, **adam_kwargs):
@@ -62,7 +62,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Loading a checkpoint makes new lists and dicts: the parts look at the present ones.
+        # Loading a checkpoint replaces the lists and dicts: the parts take the current ones.
         self._muon.param_groups = [group for group in self.param_groups if "ns_steps" in group]
         self._adamw.param_groups = [group for group in self.param_groups if "ns_steps" not in group]
         for part in (self._muon, self._adamw):

@@ -1,8 +1,8 @@
 """A first layer that sees detail from the first step.
 
-Neighbouring pixels are alike, so a random patch projection shows little but mean colours, and a tower that is trained
-from scratch learns colours long before shapes. Starting from the principal components of the patches, each scaled to
-the same variance, makes all of them equally visible. Pretrained towers do not need this.
+Neighbouring pixels are similar, so a random patch projection shows little more than mean colours, and a tower that is
+trained from scratch learns colours long before shapes. Initialising it with the principal components of the patches,
+each scaled to the same variance, makes all of them equally visible. Pretrained towers do not need this.
 """
 
 import torch
@@ -38,7 +38,7 @@ def whiten_patch_projection(
     mean = patches.mean(0)
     variances, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / number)
     variances, directions = (x[..., -projection.out_channels :] for x in (variances, directions))
-    # The floor keeps directions that hardly occur, such as those of a constant border, from being blown up.
+    # The floor limits the scale of directions that hardly occur, such as those of a constant border.
     weight = standard_deviation * (directions / (variances + 1e-5 * variances[-1]).sqrt()).T
     projection.weight.copy_(weight.view_as(projection.weight))
     projection.bias.copy_(-weight @ mean)

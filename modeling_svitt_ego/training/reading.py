@@ -16,8 +16,8 @@ from ..model.clip_reading import ClipReadError
 
 def make_batch_sampler(dataset: EgoClipDataset, args, batch_size: int, **common) -> SeededBatchSampler:
     """
-    The sampler that the arguments ask for; the data set learns of the scenes, too, so that what replaces an unreadable
-    clip comes from the same scene.
+    The sampler that the arguments ask for. The data set is given the scenes, too: what replaces an unreadable clip
+    then comes from the same scene.
 
     Args:
         args ([`SViTTEgoTrainingArguments`]).

@@ -1,4 +1,4 @@
-"""What is checked before a run starts or resumes, so that no work is lost or silently changed."""
+"""Checks before a run starts or resumes: no work is lost, and no run is silently changed."""
 
 import shutil
 from pathlib import Path
@@ -94,7 +94,7 @@ class ChecksBeforeTraining:
         }
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """A tied weight is saved once: that the other name is missing is no news."""
+        """A tied weight is saved under one of its names: that the other one is missing is expected."""
         tied = set(self.core._tied_weights_keys or {})
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)

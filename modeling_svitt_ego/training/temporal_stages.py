@@ -1,8 +1,8 @@
 """Temporal sparse expansion (SViTT, arXiv:2304.08809, section 3.4): more frames, fewer of their tokens, in stages.
 
-A stage begins from a checkpoint, in one uninterrupted run as after a kill: at the boundary the Trainer saves and
-stops, the bias tables are resampled to the new number of frames, and training resumes. So a model wrapped for several
-processes is wrapped anew, and a run that is killed and resumed takes the same way.
+A stage begins from a checkpoint, in an uninterrupted run as well as after a kill: at the boundary the Trainer saves
+and stops, the bias tables are resampled to the new number of frames, and training resumes. Therefore a model wrapped
+for several processes is wrapped again, and a run that is killed and resumed takes the same path.
 """
 
 import json
@@ -36,7 +36,7 @@ class Stage:
     num_random_blocks: int | None
 
     def first_step(self, max_steps: int) -> int:
-        """Steps that lie before it."""
+        """Number of optimizer steps before it."""
         return math.ceil(self.start * max_steps)
 
 
@@ -54,7 +54,7 @@ def parse_stages(text: str) -> list[Stage]:
             ) from error
     starts = [stage.start for stage in stages]
     if starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:
-        raise ValueError(f"Stages must start at 0 and then later and later, below 1; got {starts}.")
+        raise ValueError(f"Stages must start at 0, each later than the one before, below 1; got {starts}.")
     return stages
 
 
@@ -173,4 +173,4 @@ class TrainsInStages:
                 dropped.append(names[id(parameter)])
                 del states[parameter]
         if dropped:
-            logger.warning(f"The optimizer starts anew for {len(dropped)} resampled tables: {', '.join(dropped)}.")
+            logger.warning(f"The optimizer state of {len(dropped)} resampled tables is reset: {', '.join(dropped)}.")
