@@ -12,13 +12,16 @@ from .registration import register_when_imported
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .data.charades_ego import load_charades_ego
     from .data.clip_shards import ClipShardDataset
     from .data.clips import EgoClipDataset
     from .data.egoclip import load_egoclip
     from .data.egomcq import load_egomcq
     from .data.egonlq import load_egonlq
+    from .data.egtea import load_egtea
     from .data.epic_kitchens import load_epic_kitchens
     from .data.layouts import VideoStore
+    from .data.rephrasings import load_rephrased
     from .evaluation.egomcq import EgoMCQEvaluator
     from .features.search import VideoIndex
     from .hub.configs import hub_config, hub_config_names
@@ -50,13 +53,16 @@ if TYPE_CHECKING:
 
 # Where each public name is defined. The imports above are for type checkers; a test compares the two lists.
 _HOMES = {
+    "data.charades_ego": ("load_charades_ego",),
     "data.clip_shards": ("ClipShardDataset",),
     "data.clips": ("EgoClipDataset",),
     "data.egoclip": ("load_egoclip",),
     "data.egomcq": ("load_egomcq",),
     "data.egonlq": ("load_egonlq",),
+    "data.egtea": ("load_egtea",),
     "data.epic_kitchens": ("load_epic_kitchens",),
     "data.layouts": ("VideoStore",),
+    "data.rephrasings": ("load_rephrased",),
     "evaluation.egomcq": ("EgoMCQEvaluator",),
     "features.search": ("VideoIndex",),
     "hub.configs": ("hub_config", "hub_config_names"),

@@ -15,6 +15,7 @@ from ..data.clips import ClipCollator, EgoClipDataset
 from ..data.egoclip import load_egoclip
 from ..data.failures import TooManyClipFailures
 from ..data.layouts import VideoStore
+from ..data.rephrasings import Rephrasings, load_rephrased
 from ..evaluation.egomcq import EgoMCQEvaluator
 from ..model.configuration_svitt_ego import SViTTEgoConfig
 from ..model.modeling_svitt_ego import SViTTEgoForPreTraining
@@ -42,6 +43,13 @@ class PretrainingOptions:
     videos: str = field(metadata={"help": "folder of its videos, in any known layout"})
     egomcq: str | None = field(default=None, metadata={"help": "egomcq.json, evaluated as --eval_strategy says"})
     egomcq_videos: str | None = field(default=None, metadata={"help": "folder of its videos; --videos otherwise"})
+    rephrased: str | None = field(
+        default=None,
+        metadata={
+            "help": "narrations in other words, one of them or the clip's own drawn each epoch: a pickle of LaViLa, "
+            "or a csv or parquet of video_uid, clip_start, clip_end, text"
+        },
+    )
     model: str | None = field(
         default=None, metadata={"help": "start from a saved model: a folder (a converted release, say) or a Hub name"}
     )
@@ -138,6 +146,7 @@ def pretrain(options: PretrainingOptions, arguments: Recipe) -> SViTTEgoTrainer:
         seed=arguments.seed,
         on_error="skip",
         max_failure_share=MAX_FAILURE_SHARE,
+        texts=Rephrasings(table, load_rephrased(options.rephrased)) if options.rephrased else None,
     )
     trainer = SViTTEgoTrainer(
         model=model,
