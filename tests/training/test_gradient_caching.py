@@ -16,6 +16,8 @@ from modeling_svitt_ego.training.objectives import freeze_unreached_parameters
 from tests.helpers.tiny_model import STILL, assert_same_gradients, gradients, tiny_batch, tiny_model
 
 LIVELY = {"vision": {"drop_path_rate": 0.5, "num_random_blocks": 3, "keep_strategy": "random"}}
+# Half precision ranks some tokens otherwise than float64, which is not what is compared.
+UNPRUNED = STILL | {"vision": STILL["vision"] | {"keep_rate": 1.0}}
 CLASSES = [SViTTEgoModel, SViTTEgoForVideoTextRetrieval, SViTTEgoForPreTraining]
 
 
@@ -227,10 +229,10 @@ def test_gradient_checkpointing_inside_changes_nothing(reentrant):
 def test_under_autocast_it_is_as_near_to_float64_as_the_plain_step():
     """Catches gradients rounded between the passes: the error may be at most twice the plain bf16 step's."""
     batch = tiny_batch(6)
-    exact = tiny_model(SViTTEgoModel, **STILL).double().train()
+    exact = tiny_model(SViTTEgoModel, **UNPRUNED).double().train()
     exact(**double(batch), return_loss=True).loss.backward()
     exact = gradients(exact)
-    model = tiny_model(SViTTEgoModel, **STILL).train()
+    model = tiny_model(SViTTEgoModel, **UNPRUNED).train()
     with torch.autocast("cpu", torch.bfloat16):
         plain = model(**batch, return_loss=True).loss
     plain.backward()
