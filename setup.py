@@ -76,6 +76,7 @@ setup(
             "pytest-xdist",
             "hypothesis",
             "ruff",
+            "mypy>=1.14",
             "scipy",
             "sentence-transformers>=6",
             "faiss-cpu",

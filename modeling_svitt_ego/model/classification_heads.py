@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 class AttentionPooler(nn.Module):
@@ -74,4 +77,13 @@ def heads_loss(logits: torch.Tensor, labels: torch.Tensor, heads: dict[str, int]
     return total
 
 
-__all__ = ["AttentionPooler", "heads_loss", "split_by_head"]
+def warn_of_frozen_head(classifier: nn.Module, tower: nn.Module) -> None:
+    """Says once that a classifier in training is left as it was initialised."""
+    if [any(p.requires_grad for p in part.parameters()) for part in (classifier, tower)] == [False, True]:
+        logger.warning_once(
+            "The video tower is trained, but the classifier is frozen: a new one stays random, and PEFT does not save "
+            "it. With LoRA, give LoraConfig(modules_to_save=['classifier'])."
+        )
+
+
+__all__ = ["AttentionPooler", "heads_loss", "split_by_head", "warn_of_frozen_head"]

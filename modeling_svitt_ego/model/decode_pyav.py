@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +41,8 @@ def read_pyav(source: VideoSource, times: Callable[[VideoInfo], np.ndarray]) -> 
             frames[i] = picture
     if len({frame.shape for frame in frames}) > 1:
         raise Unreadable(f"its frames change size: {sorted({frame.shape[:2] for frame in frames})}.")
-    frames = np.stack(frames)
-    return frames, replace(info, height=frames.shape[1], width=frames.shape[2])
+    stacked = np.stack(frames)
+    return stacked, replace(info, height=stacked.shape[1], width=stacked.shape[2])
 
 
 def stream_pyav(source: VideoSource, times: Callable[[VideoInfo], Iterable[float]]) -> Iterator[np.ndarray]:
@@ -95,7 +96,9 @@ class Cursor:
         if self.tick <= 0 or fps <= 0:
             raise Unreadable("its video stream has no frame rate.")
         self.frame_ticks = 1 / (fps * self.tick)
-        self.frames, self.held, self.ahead, self.one_pass = iter(()), None, None, False
+        self.held: Any = None  # the frame shown last, and the one after it
+        self.ahead: Any = None
+        self.frames, self.one_pass = iter(()), False
         self.targets: list[float] = []
         self.truncated = False
         self.origin = stream.start_time
@@ -168,7 +171,7 @@ class Cursor:
     def _lowest(self) -> int:
         return min(0, self.stream.start_time or 0)
 
-    def seek(self, target: int):
+    def seek(self, target: float):
         """Begins decoding at a frame that is shown no later than `target`, if there is one; returns it."""
         lowest = self._lowest
         offset, step = max(target, lowest), max(1, round(1 / self.tick))
@@ -232,7 +235,7 @@ class Cursor:
             raise Unreadable(f"the frame at {self.held.pts * self.tick:.3f} s is damaged.")
         return self.held
 
-    def _key_frame_between(self, target: int) -> bool:
+    def _key_frame_between(self, target: float) -> bool:
         index = self.stream.index_entries
         found = index.search_timestamp(target)
         return self.ahead is not None and found >= 0 and index[found].timestamp > self.ahead.pts

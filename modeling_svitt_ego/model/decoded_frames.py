@@ -21,7 +21,7 @@ def is_frame(value: Any) -> bool:
 def as_array(clip: Any, index: int, do_convert_rgb: bool | None) -> tuple[torch.Tensor, bool]:
     """Frames as a tensor of four dimensions, and whether they were given as a single image."""
     is_image = is_frame(clip)
-    frames = [clip] if is_image else clip
+    frames: Any = [clip] if is_image else clip
     if not is_array(frames):
         frames = _stacked(frames, index, do_convert_rgb)
     if isinstance(frames, np.ndarray):

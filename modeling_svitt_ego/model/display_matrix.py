@@ -24,7 +24,7 @@ def display_matrix(frame) -> tuple[int, int, int, int]:
     largest = max(map(abs, (a, b, c, d)))
     if largest == 0:
         return IDENTITY
-    signs = tuple(0 if abs(value) < 0.01 * largest else 1 if value > 0 else -1 for value in (a, b, c, d))
+    signs: tuple = tuple(0 if abs(value) < 0.01 * largest else 1 if value > 0 else -1 for value in (a, b, c, d))
     if [value != 0 for value in signs] not in ([True, False, False, True], [False, True, True, False]):
         raise Unreadable("its picture is turned by an angle that is not a multiple of 90 degrees.")
     return signs

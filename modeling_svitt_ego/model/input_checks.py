@@ -46,3 +46,26 @@ def check_texts(input_ids: torch.Tensor) -> None:
         )
     if input_ids.numel() == 0:
         raise ValueError(f"input_ids is empty: its shape (batch_size, sequence_length) is {shape}.")
+
+
+def flatten_choices(
+    pixel_values_videos: torch.Tensor | None, input_ids: torch.Tensor | None, *further: torch.Tensor | None
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """
+    All clips and all texts of multiple choice, one after another.
+
+    Args:
+        pixel_values_videos (`torch.Tensor`), input_ids (`torch.Tensor`): of 6 and 2 dimensions (clips to choose from),
+            or of 5 and 3 (texts to choose from).
+        further: attention mask and token types of the texts, or None.
+    """
+    if pixel_values_videos is None or input_ids is None:
+        raise ValueError("Multiple choice needs pixel_values_videos and input_ids.")
+    choose_clip, choose_text = pixel_values_videos.dim() == 6, input_ids.dim() == 3
+    if choose_clip == choose_text:
+        raise ValueError(
+            "Give one text and N clips (input_ids of 2, pixel_values_videos of 6 dimensions) or one clip and N texts "
+            f"(5 and 3); got input_ids of {input_ids.dim()} and pixel_values_videos of {pixel_values_videos.dim()}."
+        )
+    texts = [x.flatten(0, 1) if x is not None and x.dim() == 3 else x for x in (input_ids, *further)]
+    return pixel_values_videos.flatten(0, 1) if choose_clip else pixel_values_videos, texts

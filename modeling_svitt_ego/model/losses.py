@@ -32,7 +32,7 @@ def shared_action(
     all_noun_tags = noun_tags if all_noun_tags is None else all_noun_tags
     verbs = verb_tags.float() @ all_verb_tags.float().T
     nouns = noun_tags.float() @ all_noun_tags.float().T
-    return ((verbs > 0) & (nouns > 0)) | itself(*verbs.shape, first=first, device=verbs.device)
+    return ((verbs > 0) & (nouns > 0)) | itself(verbs.shape[0], verbs.shape[1], first, verbs.device)
 
 
 def itself(rows: int, columns: int, first: int = 0, device=None) -> torch.Tensor:

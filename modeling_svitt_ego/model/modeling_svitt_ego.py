@@ -9,29 +9,23 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPTextModel, SiglipTextModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, logging
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .classification_heads import AttentionPooler, heads_loss, split_by_head
+from .classification_heads import AttentionPooler, heads_loss, split_by_head, warn_of_frozen_head
 from .configuration_svitt_ego import SViTTEgoConfig
 from .fusion import SViTTEgoFusionModel
-from .objective_base import Batch, Columns, Objective, at_least_float32
-from .objectives import OBJECTIVES, sum_of_losses
+from .input_checks import flatten_choices
+from .objective_base import Batch, Columns, Objective, unit_vectors
+from .objectives import OBJECTIVES, loss_generator, sum_of_losses
 from .outputs import SViTTEgoClassifierOutput, SViTTEgoMultipleChoiceOutput, SViTTEgoOutput
 from .pipeline_svitt_ego import custom_pipelines
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
-from .text import SViTTEgoTextModel
+from .text import MLMHead, SViTTEgoTextModel, text_tower
 from .vision import SViTTEgoVisionModel, SViTTEgoVisionOutput
-
-logger = logging.get_logger(__name__)
-
-# Text towers of the library that serve as they are, by the model type of their configuration.
-TEXT_TOWERS = {"clip_text_model": CLIPTextModel, "siglip_text_model": SiglipTextModel}
 
 
 class SViTTEgoModel(SViTTEgoPreTrainedModel):
@@ -54,8 +48,7 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
     def __init__(self, config: SViTTEgoConfig):
         super().__init__(config)
         self.vision_model = SViTTEgoVisionModel._from_config(config.vision_config)
-        text_class = TEXT_TOWERS.get(config.text_config.model_type, SViTTEgoTextModel)
-        self.text_model = text_class._from_config(config.text_config)
+        self.text_model = text_tower(config.text_config)
         self.video_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.temperature = nn.Parameter(torch.empty(1))  # one dimension: FSDP cannot shard a scalar
@@ -74,12 +67,6 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.set_input_embeddings(value)
 
-    def loss_generator(self, generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
-        """Draws negatives and masked tokens: in evaluation always the same, so that a loss there is repeatable."""
-        if self.training or generator is not None:
-            return generator
-        return torch.Generator(device).manual_seed(self.config.vision_config.pattern_seed)
-
     @can_return_tuple
     def get_video_features(
         self,
@@ -89,10 +76,7 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
         **kwargs,
     ) -> SViTTEgoVisionOutput:
         """The video tower's output with `pooler_output` projected: `(num_videos, projection_dim)`, not normalised."""
-        kwargs.pop("return_dict", None)
-        outputs = self.vision_model(
-            pixel_values_videos, random_patterns=random_patterns, generator=generator, return_dict=True, **kwargs
-        )
+        outputs = self.vision_model(pixel_values_videos, random_patterns, generator, return_dict=True, **kwargs)
         outputs.pooler_output = self.video_projection(outputs.pooler_output)
         return outputs
 
@@ -105,7 +89,6 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """The text tower's output with `pooler_output` projected: `(num_texts, projection_dim)`, not normalised."""
-        kwargs.pop("return_dict", None)
         if token_type_ids is not None:
             kwargs["token_type_ids"] = token_type_ids
         mask = attention_mask if self.config.use_text_mask else None
@@ -191,17 +174,13 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
             self.score_pairs(outputs, attention_mask, **kwargs)
             return outputs
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        generator = self.loss_generator(generator, input_ids.device)
+        generator = loss_generator(self, generator, input_ids.device)
         batch = Batch(outputs, input_ids, mask, Columns([columns], gather), self.temperature, gather, generator)
         outputs.loss, outputs.loss_info = sum_of_losses(self, batch)
         return outputs
 
     def score_pairs(self, outputs: SViTTEgoOutput, attention_mask: torch.Tensor | None, **kwargs) -> None:
         """Further logits of a subclass, without a loss."""
-
-
-def unit_vectors(embeds: torch.Tensor) -> torch.Tensor:
-    return F.normalize(at_least_float32(embeds), dim=-1).to(embeds.dtype)
 
 
 class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
@@ -242,21 +221,6 @@ class SViTTEgoForVideoTextRetrieval(SViTTEgoModel):
             states = texts.last_hidden_state, videos.last_hidden_state
             outputs.fusion_model_output = self.fusion_model(*states, attention_mask, return_dict=True, **kwargs)
             outputs.vtm_logits = self.vtm_head(outputs.fusion_model_output.last_hidden_state[:, 0])
-
-
-class MLMHead(nn.Module):
-    """BERT's masked language modelling head; the decoder shares the word embeddings' weight."""
-
-    def __init__(self, config: SViTTEgoConfig):
-        super().__init__()
-        hidden_size = config.cross_modal_config.hidden_size
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.activation = ACT2FN[config.cross_modal_config.hidden_act]
-        self.layernorm = nn.LayerNorm(hidden_size, eps=config.cross_modal_config.layer_norm_eps)
-        self.decoder = nn.Linear(hidden_size, config.text_config.vocab_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.layernorm(self.activation(self.dense(hidden_states))))
 
 
 class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
@@ -331,9 +295,7 @@ class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
 
 
 class SViTTEgoForMultipleChoice(SViTTEgoModel):
-    """
-    One narration and N clips, or one clip and N narrations: cosine over temperature as N logits (EgoMCQ).
-    """
+    """One narration and N clips, or one clip and N narrations: cosine over temperature as N logits (EgoMCQ)."""
 
     def __init__(self, config: SViTTEgoConfig):
         super().__init__(config)
@@ -361,19 +323,8 @@ class SViTTEgoForMultipleChoice(SViTTEgoModel):
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): the right choice, for the loss.
             random_patterns, generator: see [`SViTTEgoVisionModel`].
         """
-        if pixel_values_videos is None or input_ids is None:
-            raise ValueError("Multiple choice needs pixel_values_videos and input_ids.")
-        choose_clip, choose_text = pixel_values_videos.dim() == 6, input_ids.dim() == 3
-        if choose_clip == choose_text:
-            raise ValueError(
-                "Give one text and N clips (input_ids of 2, pixel_values_videos of 6 dimensions) or one clip and N "
-                f"texts (5 and 3); got input_ids of {input_ids.dim()} and pixel_values_videos of "
-                f"{pixel_values_videos.dim()}."
-            )
         kwargs.pop("inputs_embeds", None)
-        clips = pixel_values_videos.flatten(0, 1) if choose_clip else pixel_values_videos
-        texts = (input_ids, attention_mask, token_type_ids)
-        texts = [x.flatten(0, 1) if x is not None and x.dim() == 3 else x for x in texts]
+        clips, texts = flatten_choices(pixel_values_videos, input_ids, attention_mask, token_type_ids)
         videos = self.get_video_features(clips, random_patterns, generator, return_dict=True, **kwargs)
         narrations = self.get_text_features(*texts, return_dict=True, **kwargs)
         batch_size = len(input_ids)
@@ -445,7 +396,7 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
         for key in ("input_ids", "attention_mask", "inputs_embeds"):
             kwargs.pop(key, None)  # PEFT passes them as None
         if labels is not None and self.training and not torch.compiler.is_compiling():
-            self._warn_of_frozen_head()
+            warn_of_frozen_head(self.classifier, self.vision_model)
         outputs = self.vision_model(pixel_values_videos, random_patterns, generator, return_dict=True, **kwargs)
         logits, loss = self.classify(outputs.pooler_output, outputs.last_hidden_state, labels)
         heads = self.config.head_sizes
@@ -456,14 +407,6 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
             attentions=outputs.attentions,
             logits_per_head=split_by_head(logits, heads) if heads else None,
         )
-
-    def _warn_of_frozen_head(self):
-        trained = [any(p.requires_grad for p in part.parameters()) for part in (self.classifier, self.vision_model)]
-        if trained == [False, True]:
-            logger.warning_once(
-                "The video tower is trained, but the classifier is frozen: a new one stays random, and PEFT does not "
-                "save it. With LoRA, give LoraConfig(modules_to_save=['classifier'])."
-            )
 
     def classify(
         self, pooled: torch.Tensor, tokens: torch.Tensor | None = None, labels: torch.Tensor | None = None

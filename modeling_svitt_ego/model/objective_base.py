@@ -15,7 +15,7 @@ the freezing of parameters that no objective reaches all loop over `model.object
 Letters: b rows of this process, B rows over all processes, r rows of a slice of the b, d projection_dim.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +33,11 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def unit_vectors(embeds: torch.Tensor) -> torch.Tensor:
+    """Embeddings of length 1; the length is taken in float32 at least."""
+    return F.normalize(at_least_float32(embeds), dim=-1).to(embeds.dtype)
+
+
 # ------------------------------------------------------------------------------------------- what an objective sees
 
 
@@ -41,11 +46,11 @@ class Columns:
     The inputs of a batch by name: this process's rows with `own`, those of all processes with `everyone`.
 
     Args:
-        parts (`list[dict[str, torch.Tensor]]`): the batch, or its micro-batches in order.
+        parts (list of `dict[str, torch.Tensor]`): the batch, or its micro-batches in order.
         gather (`bool`): with False, everyone's rows are this process's own.
     """
 
-    def __init__(self, parts: list[dict[str, torch.Tensor]], gather: bool = False) -> None:
+    def __init__(self, parts: Sequence[Mapping[str, torch.Tensor | None]], gather: bool = False) -> None:
         self.parts = parts
         self.gather = gather
         self._own: dict[str, torch.Tensor | None] = {}
@@ -177,6 +182,8 @@ class CachedRows(Protocol):
     text_states: Any
     video_states: Any
     masks: Any
+
+    def loss_scale(self) -> float: ...
 
     def run(self, loss: Callable[[Any], torch.Tensor], weight: float) -> torch.Tensor: ...
 

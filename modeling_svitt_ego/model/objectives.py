@@ -33,3 +33,10 @@ def sum_of_losses(model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Te
         info |= {objective.name: loss.detach()} | further
     # Stacked, because the inductor makes one tensor of `1.0 * loss` and `loss.detach()`, which then has no gradient.
     return torch.stack(weighted).sum(), info
+
+
+def loss_generator(model, generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+    """Draws negatives and masked tokens: in evaluation always the same, so that a loss there is repeatable."""
+    if model.training or generator is not None:
+        return generator
+    return torch.Generator(device).manual_seed(model.config.vision_config.pattern_seed)

@@ -18,7 +18,7 @@ class SViTTEgoPreTrainedModel(PreTrainedModel):
     config: SViTTEgoConfig
     base_model_prefix = "svitt_ego"
     main_input_name = "pixel_values_videos"
-    input_modalities = ("video", "text")
+    input_modalities: tuple[str, ...] = ("video", "text")
     supports_gradient_checkpointing = True
     custom_pipelines = {}  # tasks of `pipeline()` that the saved folder brings its own code for
     # The Trainer would otherwise divide the loss by a count of labels that a contrastive loss does not have.

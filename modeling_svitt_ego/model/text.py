@@ -2,6 +2,8 @@
 
 import torch
 from torch import nn
+from transformers import CLIPTextModel, PreTrainedConfig, PreTrainedModel, SiglipTextModel
+from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -12,7 +14,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .blocks import MLP, eager_attention
-from .configuration_svitt_ego import SViTTEgoTextConfig
+from .configuration_svitt_ego import SViTTEgoConfig, SViTTEgoTextConfig
 from .input_checks import check_texts
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
 
@@ -170,4 +172,25 @@ class SViTTEgoTextModel(SViTTEgoPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
 
-__all__ = ["SViTTEgoTextModel"]
+class MLMHead(nn.Module):
+    """BERT's masked language modelling head; the decoder shares the word embeddings' weight."""
+
+    def __init__(self, config: SViTTEgoConfig):
+        super().__init__()
+        hidden_size = config.cross_modal_config.hidden_size
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = ACT2FN[config.cross_modal_config.hidden_act]
+        self.layernorm = nn.LayerNorm(hidden_size, eps=config.cross_modal_config.layer_norm_eps)
+        self.decoder = nn.Linear(hidden_size, config.text_config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.layernorm(self.activation(self.dense(hidden_states))))
+
+
+def text_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    """The tower of a configuration: ours, or one of the library that serves as it is."""
+    others = {"clip_text_model": CLIPTextModel, "siglip_text_model": SiglipTextModel}
+    return others.get(config.model_type, SViTTEgoTextModel)._from_config(config)
+
+
+__all__ = ["MLMHead", "SViTTEgoTextModel", "text_tower"]
