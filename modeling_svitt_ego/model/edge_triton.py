@@ -13,7 +13,7 @@ import torch
 
 from .edge_gradient_kernels import cls_gradients, invert_pattern, key_gradients, query_gradients, table_gradient
 from .edge_kernels import bias_tiles, cls_forward, cls_merge, patches_forward, scale_table, triton
-from .kernel_launches import Launch, launch_of
+from .kernel_launches import Launch, launch_of, on_its_device
 from .second_derivatives import gradients_with_graph, plain_attention, wants_graph
 from .sparsity import RelativePositions
 
@@ -122,6 +122,7 @@ def _with_unit_stride(x: torch.Tensor) -> torch.Tensor:
     return x if fits else x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
+@on_its_device
 def forward(q, k, v, table, codes, block_ids, block_size, patch_to_cls, attend_padding):
     """Context (B, N, H, D), attention of [CLS] (B, H, N), log-sum-exp (B, H, N) and the scaled table (H, R)."""
     q, k, v = (_with_unit_stride(x) for x in (q, k, v))
@@ -157,6 +158,7 @@ def forward(q, k, v, table, codes, block_ids, block_size, patch_to_cls, attend_p
     return context, attention, lse, scaled
 
 
+@on_its_device
 def backward(
     grad, q, k, v, scaled, codes, block_ids, context, lse, block_size, patch_to_cls, attend_padding, table_dtype
 ):

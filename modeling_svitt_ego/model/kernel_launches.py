@@ -4,7 +4,10 @@ The defaults were chosen without a GPU, from what ptxas reports: no register is 
 were tuned on a card replace them through [`use_launches`].
 """
 
+import functools
 from dataclasses import asdict, dataclass
+
+import torch
 
 KERNELS = ("patches_forward", "query_gradients", "key_gradients", "table_gradient")
 
@@ -60,6 +63,17 @@ def use_launches(launches: dict[tuple[str, bool, int], Launch]) -> None:
         raise ValueError(f"{unknown} name no kernel; the kernels are {', '.join(KERNELS)}.")
     _tuned.clear()
     _tuned.update(launches)
+
+
+def on_its_device(function):
+    """Triton launches on the current device; inside `function` that is the device of its first argument."""
+
+    @functools.wraps(function)
+    def wrapped(tensor, *arguments, **options):
+        with torch.cuda.device_of(tensor):
+            return function(tensor, *arguments, **options)
+
+    return wrapped
 
 
 def launches_to_json(launches: dict[tuple[str, bool, int], Launch]) -> dict:

@@ -11,6 +11,7 @@ Letters: `rows` tokens of all clips, C hidden size, P programs whose partial col
 import torch
 
 from .edge_kernels import jit, tl
+from .kernel_launches import on_its_device
 
 
 @jit
@@ -139,6 +140,7 @@ COLUMN_TILE, COLUMN_ROWS, ROWS_PER_PROGRAM = 256, 16, 128
 GELU_SIZE = 2048
 
 
+@on_its_device
 def residual_norm(x, y=None, scale=None, keep=None, norm=None, dtype=None):
     """
     `x + keep * scale * y` (without `y`: `x`) and its LayerNorm.
@@ -170,6 +172,7 @@ def residual_norm(x, y=None, scale=None, keep=None, norm=None, dtype=None):
     return total, out, mean, rstd
 
 
+@on_its_device
 def norm_backward(grad, x, mean, rstd, weight, bias, other):
     """
     Backward of a LayerNorm whose input `x` also went on as the residual stream.
@@ -195,6 +198,7 @@ def norm_backward(grad, x, mean, rstd, weight, bias, other):
     return grad_x, out, weight_grad.to(weight.dtype), bias_grad.to(bias.dtype)
 
 
+@on_its_device
 def gelu(x: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(x)
     gelu_kernel[(-(-x.numel() // GELU_SIZE),)](x, out, x.numel(), SIZE=GELU_SIZE)
@@ -217,6 +221,7 @@ def column_sums(grad: torch.Tensor) -> torch.Tensor:
     return _columns(grad)[2]
 
 
+@on_its_device
 def _columns(grad, x=None, keep=None, out=None):
     channels = grad.shape[-1]
     rows = grad.numel() // channels

@@ -8,7 +8,7 @@ pytest.importorskip("triton", reason="the kernels need triton, which has no whee
 if INTERPRETED:
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from modeling_svitt_ego.model import edge_gradient_kernels, edge_kernels, layer_kernels
+from modeling_svitt_ego.model import edge_gradient_kernels, edge_kernels, edge_triton, layer_kernels
 from modeling_svitt_ego.model.kernel_launches import KERNELS, launch_of
 
 from .compiled import resources
@@ -94,3 +94,36 @@ def test_the_kernels_between_products_spill_no_register(case):
     for capability in (80, 90, 100):
         used = resources(getattr(layer_kernels, kernel), constants, "bf16", capability, pointers, num_warps=4)
         assert used["spilled"] == 0, (capability, used)
+
+
+# A table in float32 becomes one in float32; of the rest only the halves of q, k and v are read.
+SMALL_POINTERS = {"scale_table": {"OUT": "*fp32"}}
+HEAD = dict(D=64, DP=64)
+SMALL_CASES = {
+    "scale_table": dict(SIZE=1024),
+    "bias_tiles": dict(G=56, ROWS=64, COLUMNS=64, BM=64, BN=32, TRANSPOSED=False),
+    "bias_tiles-transposed": dict(G=56, ROWS=64, COLUMNS=64, BM=64, BN=32, TRANSPOSED=True),
+    "cls_forward": HEAD | dict(SIZE=edge_triton.CLS_TOKENS, STEPS=edge_triton.CLS_STEPS),
+    "cls_merge": HEAD | dict(SLOTS=32, SIZE=1024),
+    "invert_pattern": dict(SIZE=512),
+    "cls_gradients": HEAD | dict(SIZE=32),
+}
+
+
+@pytest.mark.parametrize("case", SMALL_CASES)
+def test_the_small_kernels_of_attention_compile(case):
+    """Catches what the interpreter accepts and the compiler does not: a type that changes in a loop."""
+    name = case.split("-")[0]
+    kernel = getattr(edge_kernels, name, None) or getattr(edge_gradient_kernels, name)
+    for capability in (80, 90, 100):
+        used = resources(kernel, SMALL_CASES[case], "bf16", capability, SMALL_POINTERS.get(name, {}), num_warps=4)
+        assert used["spilled"] == 0, (capability, used)
+
+
+@pytest.mark.parametrize("case", ["patches_forward", "query_gradients", "key_gradients"])
+def test_the_released_padding_and_odd_head_dims_compile(case):
+    constants = VARIANTS[case]["lookup"] | ({"SINK": True} if case != "key_gradients" else {})
+    launch = launch_of(case, False, 32, True)
+    constants |= dict(D=24, DP=32, G=14, BM=launch.BM, BN=launch.BN)
+    kernel = getattr(edge_kernels, case, None) or getattr(edge_gradient_kernels, case)
+    assert resources(kernel, constants, "fp16", 90, **launch.options)["spilled"] == 0
