@@ -1,6 +1,6 @@
-"""Looks over a corpus before a long run: what would fail, or be quietly worse, after hours of training.
+"""Check a corpus before a long run: what would fail after hours of training, or silently make it worse.
 
-Every row of the annotations is checked against the folder; files are opened, so `sample` limits how many.
+Every row of the annotations is checked against the folder. Files are opened, and `sample` limits how many.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Finding:
     Args:
         name (`str`): What was looked for.
         level (`str`): `"error"` (clips that cannot be read, tags that do not fit), `"warning"` or `"info"`.
-        count (`int`), total (`int`): So many of so many things show it.
-        unit (`str`): The things counted.
+        count (`int`), total (`int`): How many items show it, and of how many.
+        unit (`str`): What the items are.
         examples (`list[str]`): The first of them, at most 20.
     """
 
@@ -109,7 +109,7 @@ def diagnose(
     """Check an EgoClip file and its videos.
 
     Args:
-        csv (`str`): The annotations; a file that is no EgoClip file raises, as in `load_egoclip`.
+        csv (`str`): The annotations; a file that is not an EgoClip file raises, as in `load_egoclip`.
         video_root (`str`): Folder of the videos.
         layout (`str` or `Layout`, *optional*): Found by looking if not given.
         egomcq (`str`, *optional*): `egomcq.json`; its questions are checked too.
@@ -119,22 +119,12 @@ def diagnose(
         num_workers (`int`): Files opened at the same time.
 
     Returns:
-        `Report`: `table()` for the eye, `as_dict()` for JSON, `exit_code`.
+        `Report`: `table()` as text, `as_dict()` for JSON, `exit_code`.
     """
     table = load_egoclip(csv, cache_dir=cache_dir, num_verbs=None, num_nouns=None)  # `_check_tags` counts them
     store = VideoStore(video_root, layout)
     clips = _Clips(table)
-    rejected = rejected_lines(table)
-    findings = [
-        Finding(
-            "malformed lines left out",
-            "warning",
-            len(rejected),
-            len(rejected) + len(table),
-            "lines",
-            [f"line {line.line}: {line.reason}" for line in rejected[:MAX_EXAMPLES]],
-        )
-    ]
+    findings = [_check_lines(table)]
     files, incomplete, missing = _find_files(store, clips)
     findings.append(missing)
     infos, unreadable = _probe(sorted(files.values()), sample, num_workers, seed)
@@ -142,12 +132,7 @@ def diagnose(
     complete = {key: path for key, path in files.items() if key[0] not in incomplete}
     findings += _check_windows(store, clips, complete, infos, num_frames)
     findings += _check_tags(table, num_verbs, num_nouns)
-    hevc = [path for path, info in infos.items() if info.codec in ("hevc", "h265")]
-    open_gop = [str(path) for path in tqdm(hevc, desc="Looking for open GOPs", disable=not hevc) if has_open_gop(path)]
-    findings.append(
-        # Not an error: the reader gives HEVC to PyAV, which is exact; with decord such files give wrong frames.
-        Finding("HEVC with open GOPs (never force decord)", "info", len(open_gop), len(infos), "files", open_gop)
-    )
+    findings.append(_check_open_gops(infos))
     if len(table) > 1:
         index = SceneIndex(table)
         alone = int((index.scene_end - index.scene_start == 1).sum())
@@ -164,6 +149,20 @@ def diagnose(
         num_files=len(files),
         findings=findings,
     )
+
+
+def _check_lines(table) -> Finding:
+    rejected = rejected_lines(table)
+    examples = [f"line {line.line}: {line.reason}" for line in rejected[:MAX_EXAMPLES]]
+    total = len(rejected) + len(table)
+    return Finding("malformed lines left out", "warning", len(rejected), total, "lines", examples)
+
+
+def _check_open_gops(infos: dict[Path, VideoInfo]) -> Finding:
+    hevc = [path for path, info in infos.items() if info.codec in ("hevc", "h265")]
+    found = [str(path) for path in tqdm(hevc, desc="Looking for open GOPs", disable=not hevc) if has_open_gop(path)]
+    # Not an error: the default reader is exact on them; decord would give wrong frames.
+    return Finding("HEVC with open GOPs (never force decord)", "info", len(found), len(infos), "files", found)
 
 
 class _Clips:
@@ -310,7 +309,7 @@ def _check_tags(table, num_verbs: int, num_nouns: int) -> list[Finding]:
 
 
 def _check_egomcq(path: str, store: VideoStore) -> list[Finding]:
-    """Every question by itself, so that all faults are listed and not the first alone."""
+    """Check each question separately, to list all faults and not only the first."""
     items = questions(path)
     faults, lost = [], []
     for key, item in tqdm(items, desc="Checking EgoMCQ", unit="question"):
@@ -330,7 +329,7 @@ def _check_egomcq(path: str, store: VideoStore) -> list[Finding]:
 
 
 def has_open_gop(path: str | os.PathLike, num_packets: int = 600) -> bool:
-    """Whether a frame shown before a key frame stands behind it in the file: it may lean on pictures before both."""
+    """Whether a frame that is shown before a key frame is stored after it: it may refer to pictures before both."""
     import av
 
     with av.open(os.fspath(path)) as container:

@@ -28,7 +28,7 @@ class BuildReport:
     Args:
         read, kept: sentences; the difference is counted by reason in `dropped`.
         videos, passes: with at least one clip; a pass is one annotator's account of one video.
-        other_person, unsure: clips whose text says `#O` or `#unsure`.
+        other_person, unsure: clips whose text contains `#O` or `#unsure`.
         no_verb, no_noun: clips without a group of that kind: positive only with themselves in EgoNCE.
         mean_seconds: length of a window, before readers clamp it to the video.
     """

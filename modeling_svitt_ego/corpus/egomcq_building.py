@@ -53,7 +53,7 @@ def build_egomcq(
 
     Args:
         rows: EgoClip rows with lists in tag_verb and tag_noun.
-        max_inter, max_intra: at most so many questions of a kind; all there are by default.
+        max_inter, max_intra: the maximum number of questions of a kind; no limit by default.
         twin_verbs: verb group -> the group of the same action played backwards. Where the video has a clip of the same
             noun with the twin verb, it is one of the intra choices.
         seed: of the choice of distractors, questions and places.
@@ -96,5 +96,5 @@ def build_egomcq(
 
 
 def _json_row(row: Row) -> Row:
-    """An EgoClip row as it stands in json files: the tags as the cells of the csv, that is as strings."""
+    """An EgoClip row as in the json files, where tags are strings as in the cells of the csv."""
     return {**row, "tag_verb": str(row["tag_verb"]), "tag_noun": str(row["tag_noun"])}

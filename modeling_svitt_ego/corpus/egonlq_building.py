@@ -36,7 +36,7 @@ def build_egonlq(
     """Questions about moments in the form of Ego4D's `nlq_{train,val}.json` (v2), each video one clip.
 
     A question is asked only where it has one answer: its verb and noun occur together once in the video. Without
-    `unique` it is asked once for each of its answers: no benchmark, but many more questions to train on.
+    `unique` it is asked once for each of its answers; this is no benchmark, but gives many more questions to train on.
 
     Args:
         rows: EgoClip rows with lists in tag_verb and tag_noun.
@@ -51,49 +51,60 @@ def build_egonlq(
     for video_uid, items in by_video.items():
         items = sorted(items, key=lambda row: row["narration_time"])
         duration = float(items[0]["video_dur"])
-        actions = [
-            (verbs.labels[row["tag_verb"][0]], nouns.labels[row["tag_noun"][0]]) if row["tag_verb"] and row["tag_noun"]
-            else ("", "")
-            for row in items
-        ]  # fmt: skip
-        counts = Counter(actions)
-        queries = []
-        for index, (row, (verb, noun)) in enumerate(zip(items, actions)):
-            if not verb or (unique and counts[verb, noun] > 1):
-                continue
-            asked = []
-            if verb in QUERY_TEMPLATES:
-                asked.append((*QUERY_TEMPLATES[verb], row, verb))
-            for earlier, later, template, question in SEQUENCE_TEMPLATES:
-                follower = next((k for k in range(index + 1, len(items)) if actions[k][0] == later), None)
-                if verb == earlier and follower is not None:
-                    asked.append((template, question, items[follower], later))
-            for template, question, answer, verb_x in asked:
-                start, end = (windows or {}).get(answer.get("clip_idx"), (answer["clip_start"], answer["clip_end"]))
-                start, end = max(0.0, float(start)), min(duration, float(end))
-                query = question.format(noun=noun).lower()
-                queries.append(_language_query(template, query, noun, verb_x, start, end))
+        queries = _queries_of(items, duration, verbs, nouns, windows or {}, unique)
         key = f"nlq/{video_uid}" if unique else f"nlq-repeated/{video_uid}"
-        clip = {
-            "clip_uid": str(uuid.uuid5(uuid.NAMESPACE_OID, key)),
-            "video_start_sec": 0.0,
-            "video_end_sec": duration,
-            "video_start_frame": 0,
-            "video_end_frame": int(duration * 30),
-            "clip_start_sec": 0.0,
-            "clip_end_sec": duration,
-            "source_clip_uid": str(uuid.uuid5(uuid.NAMESPACE_OID, key + "/source")),
-            "annotations": [
-                {"annotation_uid": str(uuid.uuid5(uuid.NAMESPACE_OID, key + "/a")), "language_queries": queries}
-            ],
-        }
-        videos.append({"video_uid": video_uid, "clips": [clip] if queries else [], "split": split})
+        if queries:
+            videos.append({"video_uid": video_uid, "clips": [_clip(key, duration, queries)], "split": split})
     return {
         "version": "2",
         "date": date,
         "description": f"NLQ annotations ({split})",
         "manifest": "manifest.csv",
-        "videos": [video for video in videos if video["clips"]],
+        "videos": videos,
+    }
+
+
+def _queries_of(items: list[Row], duration: float, verbs: Taxonomy, nouns: Taxonomy, windows, unique: bool) -> list:
+    """All questions about one video, whose rows are in the order of time."""
+    actions = [
+        (verbs.labels[row["tag_verb"][0]], nouns.labels[row["tag_noun"][0]]) if row["tag_verb"] and row["tag_noun"]
+        else ("", "")
+        for row in items
+    ]  # fmt: skip
+    counts = Counter(actions)
+    queries = []
+    for index, (row, (verb, noun)) in enumerate(zip(items, actions)):
+        if not verb or (unique and counts[verb, noun] > 1):
+            continue
+        asked = []
+        if verb in QUERY_TEMPLATES:
+            asked.append((*QUERY_TEMPLATES[verb], row, verb))
+        for earlier, later, template, question in SEQUENCE_TEMPLATES:
+            follower = next((k for k in range(index + 1, len(items)) if actions[k][0] == later), None)
+            if verb == earlier and follower is not None:
+                asked.append((template, question, items[follower], later))
+        for template, question, answer, verb_x in asked:
+            start, end = windows.get(answer.get("clip_idx"), (answer["clip_start"], answer["clip_end"]))
+            start, end = max(0.0, float(start)), min(duration, float(end))
+            query = question.format(noun=noun).lower()
+            queries.append(_language_query(template, query, noun, verb_x, start, end))
+    return queries
+
+
+def _clip(key: str, duration: float, queries: list) -> dict:
+    """A clip that is the whole video, with one annotation."""
+    return {
+        "clip_uid": str(uuid.uuid5(uuid.NAMESPACE_OID, key)),
+        "video_start_sec": 0.0,
+        "video_end_sec": duration,
+        "video_start_frame": 0,
+        "video_end_frame": int(duration * 30),
+        "clip_start_sec": 0.0,
+        "clip_end_sec": duration,
+        "source_clip_uid": str(uuid.uuid5(uuid.NAMESPACE_OID, key + "/source")),
+        "annotations": [
+            {"annotation_uid": str(uuid.uuid5(uuid.NAMESPACE_OID, key + "/a")), "language_queries": queries}
+        ],
     }
 
 

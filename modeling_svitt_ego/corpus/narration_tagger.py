@@ -37,10 +37,10 @@ class NarrationTagger:
     """Finds the verb and noun groups of a narration by rules.
 
     * Words are compared by their forms (picks, picking, picked = pick).
-    * A noun entry must stand there word by word; longer entries win (cutting board over board).
-    * A verb entry of several words may have others in between (slide the cup to the left = slide left); longer entries
+    * A noun entry must occur word by word; longer entries win (cutting board over board).
+    * The words of a verb entry may have others in between (slide the cup to the left = slide left); longer entries
       win. A verb counts only at the start of a clause: as its first word that any verb entry begins with. So `book` in
-      `picks up the book` is no verb; `and`, `while`, `then`, a comma or a full stop start a new clause.
+      `picks up the book` is not a verb; `and`, `while`, `then`, a comma or a full stop start a new clause.
 
     EgoVLP's own tags were made with a parser that was not released; ambiguous words can differ from them.
     """

@@ -1,6 +1,6 @@
 """Ego4D's `narration.json`: who saw what when, and the clip window that EgoClip puts around each sentence.
 
-The file is not ordered in time, holds up to two annotators per video and no durations. Pure functions, no torch.
+The file is not ordered in time, has up to two annotators per video and no durations. Nothing here imports torch.
 Times are seconds from the start of the source video.
 """
 

@@ -113,8 +113,8 @@ def prepare_videos(
         by the next run. The chunks of such a video that were finished before the damage stay.
 
     Raises:
-        FileNotFoundError: The folder is missing or holds no video.
-        FileExistsError: The output folder was made with other settings, holds something else, or another run is
+        FileNotFoundError: The folder is missing or contains no video.
+        FileExistsError: The output folder was made with other settings, contains something else, or another run is
             writing to it.
         ValueError: Two files have the same uid, a source changed since it was prepared, or (`merge`) something is
             missing.
@@ -135,12 +135,7 @@ def prepare_videos(
     report = PrepareReport(str(root), layout.name, failures=failures, shard=None if shard is None else str(shard))
     began = time.monotonic()
     with claimed_folder(root, SETTINGS_NAME, settings, shard):
-        jobs = []
-        for uid, source, duration in _durations(sources, num_workers):
-            if isinstance(duration, str):
-                failures.append({"path": str(source), "reason": duration})
-            else:
-                jobs += _split(uid, source, duration, root, layout, encoding)
+        jobs = _plan(sources, root, layout, encoding, num_workers, failures)
         manifest = read_manifest(root)
         check_sources(jobs, manifest)
         waiting = unfinished(jobs, manifest, num_workers)
@@ -241,6 +236,19 @@ def _durations(sources: dict[str, Path], num_workers: int):
         found = pool.map(probe, sources.values())
         found = tqdm(found, total=len(sources), desc="Opening videos", unit="video")
         return [(uid, path, duration) for (uid, path), duration in zip(sources.items(), found)]
+
+
+def _plan(
+    sources, root: Path, layout: Layout, encoding: Encoding, num_workers: int, failures: list[dict]
+) -> list[Job]:
+    """The jobs of all sources; those that do not open are added to `failures`."""
+    jobs = []
+    for uid, source, duration in _durations(sources, num_workers):
+        if isinstance(duration, str):
+            failures.append({"path": str(source), "reason": duration})
+        else:
+            jobs += _split(uid, source, duration, root, layout, encoding)
+    return jobs
 
 
 def _split(uid: str, source: Path, duration: float, root: Path, layout: Layout, encoding: Encoding) -> list[Job]:

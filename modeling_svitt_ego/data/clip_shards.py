@@ -21,6 +21,7 @@ import math
 import os
 import tarfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -150,17 +151,21 @@ def write_clip_shards(
         _write_all(
             jobs, sum(min(size, len(table) - n * size) for n in numbers), report, num_workers, max_failure_share
         )
-        for stem in stems.values():
-            account = read_account(_index(stem))
-            report.num_clips += account.num_clips
-            report.output_bytes += account.tar_bytes + _index(stem).stat().st_size
-            report.failures += account.failures
+        _count(stems.values(), report)
         write_json_lines(root / _failures_name(report.part), report.failures)
         if merge:
             for path in shard_files(root, FAILURES_NAME):
                 path.unlink()
     report.seconds_elapsed = round(time.monotonic() - began, 2)
     return report
+
+
+def _count(stems: Iterable[Path], report: ShardReport) -> None:
+    for stem in stems:
+        account = read_account(_index(stem))
+        report.num_clips += account.num_clips
+        report.output_bytes += account.tar_bytes + _index(stem).stat().st_size
+        report.failures += account.failures
 
 
 def _failures_name(part: str | None) -> str:

@@ -32,7 +32,7 @@ TEXT_STREAM = 1 << 20  # the seed of a drawn text, apart from those of crops and
 class EgoClipDataset(Dataset):
     """Clips with their narrations, decoded when asked for.
 
-    Holds paths, never an open reader: safe with forked and with spawned workers, and small to pickle.
+    Stores paths, never an open reader: safe with forked and with spawned workers, and small to pickle.
 
     Args:
         table (`datasets.Dataset`):
@@ -40,7 +40,7 @@ class EgoClipDataset(Dataset):
             `tag_noun`: from `load_egoclip`, or `EgoMCQClips.clips`.
         store (`VideoStore`): Where the videos are.
         num_views (`int`): Draws of frames per clip, from one decoding (repeated augmentation, arXiv:1901.09335). Where
-            decoding is the bottleneck, two views cost little more than one; they are rows of the batch of their own,
+            decoding is the bottleneck, two views cost little more than one; they are separate rows of the batch,
             and positives of each other by their tags.
         num_frames (`int`): Frames per clip. The window is split into as many equal segments, one frame of each.
         sampling (`str`): `"random"` frame of each segment (training) or the `"middle"` one (tests).
@@ -149,7 +149,7 @@ class EgoClipDataset(Dataset):
         )
 
     def _replacement(self, slot: int, attempt: int, seed: int, tried: set[int], missing: set[str]) -> int:
-        """A row for the place of an unreadable one: from its scene, else from its video, else from anywhere."""
+        """A row in place of an unreadable one: from its scene, else from its video, else from anywhere."""
         if self.scenes is not None and attempt < 2 * SCENE_REPLACEMENTS:
             rng = np.random.default_rng(seed)
             draws = [self.scenes.draw_partners] if attempt < SCENE_REPLACEMENTS else []

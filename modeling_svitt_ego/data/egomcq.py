@@ -1,4 +1,4 @@
-"""EgoMCQ (EgoVLP, arXiv:2206.01670): one narration, five clips, which clip is meant?
+"""EgoMCQ (EgoVLP, arXiv:2206.01670): one narration, five clips; which clip does it describe?
 
 Inter questions take the five clips from different videos, intra questions from one video. Several code bases print
 the two names swapped (EgoVLP#19, EgoVLPv2#11), so here the video ids decide, and `types` (1 = inter, 2 = intra) must
@@ -84,7 +84,7 @@ def questions(path: str) -> list[tuple[str, dict]]:
     """All (key, item) of the file in the order 0 … N-1."""
     items = record(read_json(path), f"{path!r}")
     if not items:
-        raise ValueError(f"{path!r} holds no questions.")
+        raise ValueError(f"{path!r} contains no questions.")
     expected = {str(number) for number in range(len(items))}
     if set(items) != expected:
         odd = sorted(set(items) - expected)[:3]
@@ -136,7 +136,7 @@ def _read_clip(clip: dict, where: str) -> dict:
         "video_uid": video_uid,
         "clip_start": seconds(clip.get("clip_start"), f"{where}, clip_start"),
         "clip_end": seconds(clip.get("clip_end"), f"{where}, clip_end"),
-        # Only the question's text counts, so an absent text of a choice is no fault.
+        # Only the question's text counts, so a choice may lack its text.
         "clip_text": clip["clip_text"] if isinstance(clip.get("clip_text"), str) else "",
         "tag_verb": tags(clip.get("tag_verb"), f"{where}, tag_verb"),
         "tag_noun": tags(clip.get("tag_noun"), f"{where}, tag_noun"),
@@ -144,7 +144,7 @@ def _read_clip(clip: dict, where: str) -> dict:
 
 
 class EgoMCQClips:
-    """EgoMCQ seen from its clips: each clip is decoded once and each text encoded once, however often they are used.
+    """EgoMCQ by its unique clips and texts: each clip is decoded once and each text is encoded once.
 
     Args:
         questions (`datasets.Dataset`): From `load_egomcq`.

@@ -72,7 +72,7 @@ def load_egonlq(
         flags = query_flags(dataset)
         odd = {name: int((~flags[name]).sum()) for name in flags if not flags[name].all()}
         if odd:
-            logger.warning("%s: %d queries, of which %s fail the test named.", path, len(dataset), odd)
+            logger.warning("%s: %d queries, of which %s fail the check of that name.", path, len(dataset), odd)
     return dataset
 
 
@@ -106,7 +106,7 @@ def read_queries(path: str) -> Iterator[dict]:
                 num_queries += 1
                 yield {"video_uid": video_uid, **row}
     if num_queries == 0:
-        raise ValueError(f"{path!r} holds no queries.")
+        raise ValueError(f"{path!r} contains no queries.")
 
 
 def _read_clip(clip: dict, where: str) -> Iterator[dict]:

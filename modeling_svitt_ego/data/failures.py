@@ -62,7 +62,7 @@ class FailureLog:
 
     @property
     def num_moved(self) -> int:
-        """Replacements that are not of the scene of the clip that they stand for."""
+        """Replacements from another scene than the clip that they replace."""
         return int(self._counts[:, 2].sum())
 
     def count_moved(self) -> None:

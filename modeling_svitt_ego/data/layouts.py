@@ -66,7 +66,7 @@ class Layout:
     num_digits: int = 0
 
     def path(self, video_root: str | os.PathLike, video_uid: str, chunk: int) -> Path:
-        """The file that holds chunk number `chunk` of the video."""
+        """The file of chunk number `chunk` of the video."""
         check_video_uid(video_uid)
         folder = Path(video_root) / self.folder.format(uid=video_uid, group=self._group_of(video_uid))
         if self.named_by == "uid":
@@ -107,8 +107,8 @@ def find_layout(video_root: str | os.PathLike, num_videos: int = 64) -> Layout:
     """Recognise the layout of `video_root` from its first `num_videos` entries, in the order of their names.
 
     Raises:
-        FileNotFoundError: The folder is missing or holds no video.
-        ValueError: It holds several layouts; choose one with `VideoStore(video_root, layout=…)`.
+        FileNotFoundError: The folder is missing or contains no video.
+        ValueError: It contains several layouts; choose one with `VideoStore(video_root, layout=…)`.
     """
     root = Path(video_root)
     if not root.is_dir():
@@ -154,7 +154,7 @@ def _kind_of(entry: Path) -> tuple[str | None, list[Path]]:
 
 
 def _of_group(layout: str, group: str, folder: Path, is_one: Callable[[Path], bool], limit: int = 64) -> list[Path]:
-    """The first videos of a folder whose names begin with its group, as the layout has it."""
+    """The first videos of a folder whose names begin with its group, as the layout prescribes."""
     if not folder.is_dir():
         return []
     matches = {path: re.match(LAYOUTS[layout].group, path.name) for path in sorted(folder.iterdir())}
@@ -218,7 +218,7 @@ class VideoStore:
         video_root (`str` or `os.PathLike`): Folder of the videos.
         layout (`str` or `Layout`, *optional*):
             A name of `LAYOUTS`, or a `Layout` with other numbers. Recognised from the files if not given.
-        backend (`str`): The decoder, as in `read_clip`: "auto" goes by the file, a name holds for all of them.
+        backend (`str`): The decoder, as in `read_clip`: "auto" decides by file, a name applies to all files.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class VideoStore:
         Raises:
             ValueError: The uid is not a plain name, or a time is negative or not finite.
             FileNotFoundError: A file is missing.
-            ClipReadError: A file cannot be decoded, or a time lies past its end.
+            ClipReadError: A file cannot be decoded, or a time is past its end.
         """
         if len(times) == 0:
             raise ValueError(f"No times were asked for of video {video_uid!r}.")
@@ -346,11 +346,11 @@ class VideoStore:
         return [(number * unit, numbered[number]) for number in sorted(numbered)]
 
     def path(self, video_uid: str, time: float = 0.0) -> Path:
-        """The file in which `time` falls; for messages, it need not exist."""
+        """The file in which `time` falls; for messages; it need not exist."""
         return self.file(video_uid, self.layout.chunk_of(max(0.0, time)))
 
     def _locate(self, video_uid: str, time: float) -> tuple[Path, int, float]:
-        """The file that shows `time`, its chunk number, and the seconds from that file's first frame."""
+        """The file that contains `time`, its chunk number, and the seconds from that file's first frame."""
         if not 0 <= time < math.inf:
             raise ValueError(f"Time {time} of video {video_uid!r} is not a number of seconds >= 0.")
         chunk = self.layout.chunk_of(time)
@@ -359,7 +359,7 @@ class VideoStore:
         if path.is_file():
             return path, chunk, local
         if chunk > 0 and local <= EDGE_TOLERANCE:
-            # The video ends at the edge, so there is no next chunk: the time belongs to the end of the last one.
+            # The video ends at the edge, so there is no next chunk; the time belongs to the end of the last one.
             previous = self.file(video_uid, chunk - 1)
             if previous.is_file():
                 return previous, chunk - 1, time - self.layout.start_of(chunk - 1)

@@ -50,7 +50,7 @@ class RelevantSentences:
         self, clips: datasets.Dataset, sentences: datasets.Dataset, threshold: float = 0.1, template: str = "{}"
     ) -> None:
         if not 0 <= threshold < 1:
-            raise ValueError(f"threshold ({threshold}) must lie in [0, 1): no relevance is above 1.")
+            raise ValueError(f"threshold ({threshold}) must be in [0, 1): no relevance is above 1.")
         if "{}" not in template:
             raise ValueError(f"template ({template!r}) has no {{}}, the place of the sentence.")
         self.threshold, self.template = threshold, template

@@ -1,13 +1,14 @@
-"""Scene-aware negatives (EgoVLP, arXiv:2206.01670): each clip is met by a clip of the same place and time.
+"""Scene-aware negatives (EgoVLP, arXiv:2206.01670): each clip gets a partner of the same place and time.
 
 A scene is a 60-second window of narration_time in one video. A batch has N clips and N partners, one from the scene of
 each clip: same kitchen, same light, same hands, other action. The index over the scenes is built once, vectorised; a
 batch is a function of (seed, epoch, number of the batch), so every process can name every batch and a resumed run
 continues with the very next one.
 
-With `accelerate` (and so with `transformers.Trainer`) build the sampler for one replica on every process and hand it
-to `accelerator.prepare(DataLoader(clips, batch_sampler=sampler))`: accelerate deals whole batches to the processes in
-turn. Without accelerate give `num_replicas` and `rank`, as to `DistributedSampler`; the batches are the same.
+With `accelerate` (and so with `transformers.Trainer`) build the sampler for one replica on every process and pass it
+to `accelerator.prepare(DataLoader(clips, batch_sampler=sampler))`: accelerate distributes whole batches over the
+processes in turn. Without accelerate give `num_replicas` and `rank`, as to `DistributedSampler`; the batches are the
+same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from torch.utils.data import Sampler
 
 SCENE_SECONDS = 60.0
-NUM_DRAWS = 8  # tries at random before a small scene is searched or the next wider circle is taken
+NUM_DRAWS = 8  # random draws before a small scene is searched, or before the video and then the table are used
 
 
 class SceneIndex:
@@ -32,9 +33,9 @@ class SceneIndex:
 
     Attributes:
         order (`np.ndarray` of shape `(num_rows,)`, int32): Rows sorted by video, then scene.
-        place (`np.ndarray` of shape `(num_rows,)`, int32): Where a row stands in `order`.
+        place (`np.ndarray` of shape `(num_rows,)`, int32): Position of a row in `order`.
         scene_start, scene_end, video_start, video_end (`np.ndarray` of shape `(num_rows,)`, int32):
-            By place, the part of `order` taken by its scene and by its video.
+            By position, the part of `order` that its scene and its video occupy.
     """
 
     def __init__(self, table, scene_seconds: float = SCENE_SECONDS) -> None:
@@ -83,7 +84,7 @@ class SceneIndex:
         place = self.place[rows]
         start, end = starts[place], ends[place]
         alone = end - start < 2
-        # One of the size - 1 others: draw below size - 1 and step over the row itself.
+        # One of the size - 1 others: draw below size - 1 and skip the row itself.
         drawn = rng.integers(start, np.where(alone, start + 1, end - 1))
         drawn += drawn >= place
         return np.where(alone, -1, self.order[np.minimum(drawn, len(self.order) - 1)])
@@ -132,14 +133,14 @@ def _multi_hot(rows: np.ndarray, offsets: np.ndarray, values: np.ndarray) -> np.
 
 @dataclasses.dataclass
 class SamplerStatistics:
-    """What the batches handed out so far really held. DataLoader workers fetch ahead, so a few may not be used yet."""
+    """What the batches contained so far. DataLoader workers prefetch, so a few batches may not be used yet."""
 
     batches: int = 0
     clips: int = 0  # rows, partners included
     scene_partners: int = 0  # from the clip's own scene
     video_partners: int = 0  # from its video, because the scene had no other clip to give
     random_partners: int = 0  # from anywhere, because the video had none either
-    repeated: int = 0  # rows that stand in their batch already (only in tables smaller than two batches)
+    repeated: int = 0  # rows that occur twice in a batch (only in tables smaller than two batches)
     positive_pairs: int | None = None  # ordered pairs; None without tags
 
     @property
@@ -160,7 +161,7 @@ class SamplerStatistics:
                 f"same video, {self.random_partners} from elsewhere; {self.repeated} repeated"
             )
         if self.positive_pairs is not None:
-            text += f"; {self.positives_per_clip:.2f} positives per clip besides itself"
+            text += f"; {self.positives_per_clip:.2f} further positives per clip"
         return text
 
 
@@ -194,7 +195,7 @@ class SeededBatchSampler(Sampler[list[int]]):
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
         if not 0 <= rank < num_replicas:
-            raise ValueError(f"rank ({rank}) must lie in [0, num_replicas = {num_replicas}).")
+            raise ValueError(f"rank ({rank}) must be in [0, num_replicas = {num_replicas}).")
         if num_rows < self._clips_per_batch(batch_size) * num_replicas:
             raise ValueError(
                 f"{num_rows} clips do not fill one batch of {self._clips_per_batch(batch_size)} on each of "
@@ -256,7 +257,7 @@ class SceneAwareBatchSampler(SeededBatchSampler):
     """Batches of N clips and N partners from their scenes: rows 0 … N-1 are the clips, N … 2N-1 their partners.
 
     An epoch shows each clip once as a clip (but for the last N * num_replicas - 1 at most), and so decodes twice as
-    many clips as the table has. A partner is never the clip itself, and no row stands twice in a batch where the
+    many clips as the table has. A partner is never the clip itself, and no row occurs twice in a batch if the
     table has enough rows. A clip alone in its scene gets a partner from its video, or else from anywhere;
     `statistics` counts the three kinds.
 
@@ -331,7 +332,7 @@ class SharedNounBatchSampler(SeededBatchSampler):
 
     def __init__(self, table, batch_size: int, share: float = 0.5, **kwargs) -> None:
         if not 0.0 <= share <= 1.0:
-            raise ValueError(f"share ({share}) must lie in [0, 1].")
+            raise ValueError(f"share ({share}) must be in [0, 1].")
         super().__init__(len(table), batch_size, **kwargs)
         self.share = share
         offsets, nouns = _ragged(table.select_columns(["tag_noun"]).with_format("arrow")[:]["tag_noun"])

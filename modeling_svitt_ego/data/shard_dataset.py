@@ -42,12 +42,12 @@ class ClipShardDataset(EgoClipDataset):
 
     Args:
         folder (`str`): What `svitt-ego prepare --clip-shards` wrote, or `hf://datasets/USER/REPO[@REVISION][/FOLDER]`.
-        num_frames (`int`): Frames per clip; must divide the frames that the shards hold of each. `"random"` draws one
-            of each group of neighbours, `"middle"` takes the group's middle one.
+        num_frames (`int`): Frames per clip; must divide the frames that the shards store of each. `"random"` draws one
+            frame of each group of neighbours, `"middle"` takes the middle one of the group.
         kwargs: Others as for [`EgoClipDataset`].
 
     Raises:
-        FileNotFoundError: The folder holds no shards, or lacks a tar.
+        FileNotFoundError: The folder contains no shards, or lacks a tar.
         ClipReadError: An index is damaged, a tar has another size than its index says, or an index names a file
             outside of the folder.
     """

@@ -19,7 +19,7 @@ class ShardFolder:
     """
     A local folder, or a data set repository of the Hub.
 
-    Holds no open file and no connection, so it can be pickled and is safe in forked and in spawned workers.
+    Keeps no open file and no connection, so it can be pickled and is safe in forked and in spawned workers.
 
     Args:
         folder: A path, or `hf://datasets/USER/REPO[@REVISION][/FOLDER]`. A branch is resolved to its newest commit
@@ -84,7 +84,7 @@ class ShardFolder:
 
     def _bytes(self, name: str, begin: int, end: int) -> bytes:
         if self.remote and not (self.local / name).is_file():
-            # Without a cache of its own: blocks of 5 MB would be read for every clip.
+            # Without fsspec's cache, which would read blocks of 5 MB for every clip.
             with self._hub().open(self.path(name), "rb", cache_type="none") as file:
                 file.seek(begin)
                 content = file.read(end - begin)

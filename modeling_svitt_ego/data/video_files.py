@@ -1,6 +1,6 @@
 """Which files of a folder are videos, and which of them are chunks of one video.
 
-Shared by everything that is given "a folder of videos": training (`VideoStore`), `prepare`, `extract` and `search`.
+Used by everything that takes "a folder of videos": training (`VideoStore`), `prepare`, `extract` and `search`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_DIGITS = 9  # longer numbers are dates, as phones write them
 
 
 def is_video_name(name: str) -> bool:
-    """By its suffix, in any case. Hidden files are none: `._x.mp4` holds what macOS knows about `x.mp4`."""
+    """By its suffix, in any case. Hidden files do not count: `._x.mp4` is metadata that macOS stores about `x.mp4`."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
@@ -64,7 +64,7 @@ def named_by(folder: Path, chunks: dict[int, Path]) -> str | None:
 
     Returns:
         `"start"` if the folder is called as a video file is (`<uid>.mp4/15.mp4`: seconds), `"index"` if its videos
-        count from 0 (`<uid>/0.mp4`), else None: `4/1.mp4` and `4/2.mp4` are videos of their own.
+        count from 0 (`<uid>/0.mp4`), else None: `4/1.mp4` and `4/2.mp4` are separate videos.
     """
     if not chunks:
         return None

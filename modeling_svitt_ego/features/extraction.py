@@ -93,8 +93,8 @@ def extract(
         merge (`bool`): embed nothing: check that the shards have done everything, then write what covers all videos.
 
     Raises:
-        ValueError: `output` holds features of another checkpoint or of other settings, which are listed, or (`merge`)
-            something is missing.
+        ValueError: `output` contains features of another checkpoint or of other settings, which are listed, or
+            (`merge`) something is missing.
         FileExistsError: Another run is writing to `output`.
     """
     settings, output = settings or WindowSettings(), Path(output)
@@ -103,10 +103,11 @@ def extract(
     failures: dict[str, str] = {}
     videos = find_videos(source, {row["video_uid"] for row in queries} if queries else None, failures)
     texts = [row for row in queries if row["query"] is not None]
+    own_texts = texts
     if shard is not None:
         videos = [video for video in videos if shard.owns(video.uid)]
         failures = {path: reason for path, reason in failures.items() if shard.owns(path)}
-    own_texts = [row for row in texts if shard is None or shard.owns(query_key(row))]
+        own_texts = [row for row in texts if shard.owns(query_key(row))]
     with _claimed(output, _manifest(model, processor, settings, layout, dtype), shard):
         folder = _Finished(output, layout, shard)
         reused = _unchanged(videos, folder.rows, output)

@@ -3,7 +3,7 @@
     |----cell 0----|----cell 1----|----cell 2----|--3--|        cells tile [0, duration), the last may be shorter
         |--------window 1--------|                              a window is centred on its cell, kept inside the video
 
-A feature stands for its cell. The published EgoNLQ features have 30 fps / 16 frames = 1.875 cells a second.
+A feature describes its cell. The published EgoNLQ features have 30 fps / 16 frames = 1.875 cells a second.
 """
 
 import itertools
@@ -131,7 +131,7 @@ def embed_video(
     frames = read_windows(video, spans, settings.num_frames)
 
     def next_batch() -> torch.Tensor | None:
-        # Resized window by window: a batch of large frames would not fit beside the model.
+        # Resized window by window: a batch of large frames may not fit into memory with the model.
         clips = [
             processor([clip], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
             for clip in itertools.islice(frames, batch_size)

@@ -102,7 +102,7 @@ def clip_of(content):
 
 BAD = {
     "no videos": (lambda c: c.pop("videos"), "videos: expected a list, got None"),
-    "no queries": (lambda c: c.update(videos=[]), "holds no queries"),
+    "no queries": (lambda c: c.update(videos=[]), "contains no queries"),
     "uid leaves": (lambda c: c["videos"][0].update(video_uid="../v"), r"video 0: .*'\.\./v'"),
     "no clip uid": (lambda c: clip_of(c).pop("clip_uid"), "video 0, clip 0, clip_uid"),
     "no window": (lambda c: clip_of(c).update(video_end_sec=None), "clip 0, video_end_sec"),
