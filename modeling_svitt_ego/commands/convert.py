@@ -9,8 +9,10 @@ from .arguments import non_negative_int, positive_int, share
 
 if TYPE_CHECKING:
     from ..model.configuration_svitt_ego import SViTTEgoConfig, SViTTEgoVisionConfig
+    from ..model.pretrained_svitt_ego import SViTTEgoPreTrainedModel
     from ..model.processing_svitt_ego import SViTTEgoProcessor
     from ..model.video_processing_svitt_ego import SViTTEgoVideoProcessor
+    from ..weights.released_files import Checkpoint
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +147,7 @@ def _check_out(out: Path, source: Path, overwrite: bool) -> None:
 
 
 def _random_blocks_given(arguments: argparse.Namespace) -> dict:
-    """None is a value here (dense), so argparse's default cannot stand for "not given"."""
+    """None is a value here (dense), so it cannot also mean that the option was not given."""
     given = "num_random_blocks" in arguments
     return {"num_random_blocks": arguments.num_random_blocks} if given else {}
 
@@ -216,7 +218,9 @@ def _processor(
     return SViTTEgoProcessor(video_processor, build_tokenizer(vocabulary, add_sep=False), text_cleaning="svitt")
 
 
-def _summary(model, arguments: argparse.Namespace, checkpoint, settings) -> str:
+def _summary(
+    model: "SViTTEgoPreTrainedModel", arguments: argparse.Namespace, checkpoint: "Checkpoint", settings: dict | None
+) -> str:
     vision, fusion = model.config.vision_config, model.config.cross_modal_config
     if settings is not None:
         origin = arguments.config

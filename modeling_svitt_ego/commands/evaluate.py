@@ -1,4 +1,4 @@
-"""`svitt-ego evaluate`: a saved model on a benchmark → one JSON, and a table with published numbers beside it."""
+"""`svitt-ego evaluate`: a saved model on a benchmark → one JSON, and a table that also shows published numbers."""
 
 import argparse
 import sys

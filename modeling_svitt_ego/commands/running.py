@@ -71,6 +71,8 @@ def one_line(error: BaseException) -> str:
     """The message of an error without line breaks; of an error in a worker process without the worker's traceback."""
     if _is_refused_configuration(error) and error.__cause__ is not None:
         error = error.__cause__
+    if _is_failed_write(error):
+        return f"a file could not be written, perhaps because the disk is full: {str(error).splitlines()[0]}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if lines[0].startswith("Caught ") and "worker process" in lines[0]:
         _, _, message = lines[-1].partition(": ")
@@ -79,8 +81,18 @@ def one_line(error: BaseException) -> str:
 
 
 def _is_mistake_of_the_user(error: Exception) -> bool:
-    """Missing files, values out of range, packages that are not installed."""
-    return isinstance(error, (ValueError, OSError, ImportError)) or _is_refused_configuration(error)
+    """Missing files, values out of range, packages that are not installed, a full disk."""
+    return isinstance(error, (ValueError, OSError, ImportError)) or (
+        _is_refused_configuration(error) or _is_failed_write(error)
+    )
+
+
+def _is_failed_write(error: BaseException) -> bool:
+    """What safetensors and torch.save raise on a full disk is not an OSError."""
+    name, text = type(error).__name__, str(error)
+    return (name == "SafetensorError" and "I/O error" in text) or (
+        isinstance(error, RuntimeError) and "inline_container.cc" in text
+    )
 
 
 def _is_refused_configuration(error: BaseException) -> bool:

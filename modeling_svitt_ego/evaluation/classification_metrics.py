@@ -24,7 +24,7 @@ def rank_of_label(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if len(labels) == 0:
         raise ValueError("There are no items to classify.")
     if not (0 <= labels.min() and labels.max() < scores.shape[1]):
-        raise ValueError(f"labels lie in [{labels.min()}, {labels.max()}], but there are {scores.shape[1]} classes.")
+        raise ValueError(f"labels are in [{labels.min()}, {labels.max()}], but there are {scores.shape[1]} classes.")
     if np.isnan(scores).any() or np.isposinf(scores).any():
         raise ValueError(
             f"{int((np.isnan(scores) | np.isposinf(scores)).sum())} of {scores.size} scores are not finite."

@@ -63,7 +63,7 @@ def egomcq_credit(scores: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, 
         raise ValueError(f"scores {scores.shape} and answers {answers.shape} do not belong together.")
     if len(answers) and not (0 <= answers.min() and answers.max() < scores.shape[1]):
         raise ValueError(
-            f"answers lie in [{answers.min()}, {answers.max()}], but there are {scores.shape[1]} choices."
+            f"answers are in [{answers.min()}, {answers.max()}], but there are {scores.shape[1]} choices."
         )
     unread = np.isneginf(scores).all(axis=1)
     bad = ~np.isfinite(scores) & ~unread[:, None]

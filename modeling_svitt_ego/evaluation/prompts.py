@@ -1,6 +1,6 @@
 """Prompts of classes for zero-shot classification: sentences made of templates and of the words of a class.
 
-The verb stands in the third person, as in EgoClip's narrations.
+The verb is in the third person, as in EgoClip's narrations.
 """
 
 import string

@@ -20,7 +20,7 @@ class VectorCache:
     """
     Float32 vectors by text key, in memory and, with a folder, on disk.
 
-    Several processes may write to one folder: each writes files of its own, whole or not at all.
+    Several processes may write to one folder: each writes its own files, whole or not at all.
 
     Args:
         folder (`str`, *optional*): folder of caches; this one takes a sub-folder named after `made_by`.

@@ -37,6 +37,8 @@ from ..files.writing import (
     write_text,
 )
 from ..model.clip_reading import ClipReadError
+from ..model.modeling_svitt_ego import SViTTEgoModel
+from ..model.processing_svitt_ego import SViTTEgoProcessor
 from ..weights.fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
 from .files import SUFFIXES, h5py, link_features, load_features, save_features
 from .source_videos import SourceVideo, find_videos
@@ -67,8 +69,8 @@ class Extraction:
 
 
 def extract(
-    model,
-    processor,
+    model: SViTTEgoModel,
+    processor: SViTTEgoProcessor,
     source: str | os.PathLike,
     output: str | os.PathLike,
     settings: WindowSettings | None = None,
@@ -170,7 +172,9 @@ def query_key(row: dict) -> str:
 # ----------------------------------------------------------------------------------------------- what is there already
 
 
-def _manifest(model, processor, settings: WindowSettings, layout: str, dtype: str) -> dict:
+def _manifest(
+    model: SViTTEgoModel, processor: SViTTEgoProcessor, settings: WindowSettings, layout: str, dtype: str
+) -> dict:
     return {
         "checkpoint": model_fingerprint(model),
         "video_transform": video_fingerprint(processor),
@@ -306,7 +310,9 @@ def _missing_texts(folder: Path, rows: list[dict], layout: str) -> list[dict]:
     return [row for row in tqdm(rows, desc="Checking texts", disable=not folder.is_dir()) if not is_there(row)]
 
 
-def _write_texts(model, processor, folder: Path, rows: list[dict], layout: str) -> None:
+def _write_texts(
+    model: SViTTEgoModel, processor: SViTTEgoProcessor, folder: Path, rows: list[dict], layout: str
+) -> None:
     folder.mkdir(exist_ok=True)
     for first in tqdm(range(0, len(rows), 256), desc="texts", unit="batch", disable=not rows):
         some = rows[first : first + 256]

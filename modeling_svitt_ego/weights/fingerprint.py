@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import torch
+from transformers import BaseVideoProcessor, PreTrainedModel, ProcessorMixin
 
 # What a configuration says about the software that wrote it, not about the numbers that come out.
 _INCIDENTAL = {
@@ -20,7 +21,7 @@ _INCIDENTAL = {
 _LENGTH = 16  # hex digits: 64 bits
 
 
-def model_fingerprint(model) -> str:
+def model_fingerprint(model: PreTrainedModel) -> str:
     """Of the weights, by name, type and value, and of the configuration; the same after saving and loading."""
     if isinstance(getattr(model, "fingerprint", None), str):  # an exported engine, which has no state_dict
         return model.fingerprint
@@ -33,13 +34,13 @@ def model_fingerprint(model) -> str:
     return digest.hexdigest()[:_LENGTH]
 
 
-def video_fingerprint(processor) -> str:
+def video_fingerprint(processor: ProcessorMixin | BaseVideoProcessor) -> str:
     """Of everything that turns frames into pixel values. `processor` may be the joint or the video processor."""
     processor = getattr(processor, "video_processor", processor)
     return hashlib.sha256(_canonical(processor.to_dict())).hexdigest()[:_LENGTH]
 
 
-def text_fingerprint(processor) -> str:
+def text_fingerprint(processor: ProcessorMixin) -> str:
     """Of the tokenizer, whole, and of the text cleaning of a [`SViTTEgoProcessor`]."""
     # What was padded and truncated last is state of the tokenizer object, not of the tokenizer.
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}

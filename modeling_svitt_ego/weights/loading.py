@@ -129,7 +129,12 @@ def load_checkpoint(
         model, info = cls.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:
-        parts = sorted({name.split(".")[0] for name in missing})
+        parts = sorted({key.split(".")[0] for key in missing})
+        if is_adapter:
+            raise ValueError(
+                f"{str(name)!r} is a PEFT adapter; its base model has no {', '.join(parts)}. Save the merged model "
+                "(PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(folder)) and name that folder."
+            )
         raise ValueError(
             f"{str(name)!r} has no trained {', '.join(parts)} ({len(missing)} weights such as {missing[0]!r} are "
             f"missing), which scoring mode {scoring!r} needs; with random weights it would score noise. It was saved "

@@ -42,7 +42,7 @@ def weight_files(folder: str | os.PathLike) -> list[Path]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
     except ValueError as error:
-        raise ValueError(f"{index} is no JSON file: {error}") from error
+        raise ValueError(f"{index} is not a JSON file: {error}") from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map.")
     return [

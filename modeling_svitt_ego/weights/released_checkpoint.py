@@ -1,7 +1,7 @@
 """From the SViTT code's checkpoints (github.com/JerryYLi/svitt; SViTT-Ego's svitt-ego.pth) to ours and back.
 
 The conversion is one table, strict both ways: every key of the file is used or known and dropped, every parameter of
-ours is filled, or the error names it. original_files.py reads the files, original_config.py their shapes and settings.
+ours is filled, or the error names it. released_files.py reads the files, released_config.py their shapes and settings.
 """
 
 import re

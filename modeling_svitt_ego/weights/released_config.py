@@ -10,9 +10,10 @@ from .warm_start import TOWER_CONFIGS, split_fields
 
 logger = logging.get_logger(__name__)
 
-# What the published runs set beside the shapes. SViTT-Ego: arXiv:2406.09462, (K_l, K_r, G) = (1, 5, 56), q_v = 0.7
-# after vision layers 4, 7, 10 (1-based), q_m = 0.1. SViTT: configs/pretrain_webvid.yaml; its q_m = 0.1 stands under
-# joint_encoder_args, which no line of its code reads, so its fusion tower keeps every token.
+# What the published runs set in addition to the shapes.
+# SViTT-Ego: arXiv:2406.09462, (K_l, K_r, G) = (1, 5, 56), q_v = 0.7 after vision layers 4, 7, 10 (1-based), q_m = 0.1.
+# SViTT: configs/pretrain_webvid.yaml; its q_m = 0.1 is under joint_encoder_args, which its code never reads, so its
+# fusion tower keeps every token.
 RELEASES = {
     "svitt-ego": dict(
         num_local_blocks=1,
@@ -64,15 +65,15 @@ def config_from_shapes(original: Mapping, num_frames: int | None = None, image_s
     Configuration fields that a SViTT state dict decides, by tower; see `split_fields` for the keys.
 
     Args:
-        num_frames, image_size (`int`, *optional*): what they should be, if the caller knows. Needed only where a file
+        num_frames, image_size (`int`, *optional*): the known values. Needed only where a file
             without position index leaves a choice and its frames are not 224 pixels wide.
     """
     shapes = {key.replace("text_encoder.bert.", "text_encoder."): tuple(x.shape) for key, x in original.items()}
     for key, dimensions in _REQUIRED.items():
         if len(shapes.get(key, ())) != dimensions:
             raise ValueError(
-                f"Not a SViTT checkpoint: among its {len(shapes)} keys ({', '.join(list(original)[:3])}, …) is no "
-                f"{key} of {dimensions} dimensions."
+                f"Not a SViTT checkpoint: among its {len(shapes)} keys ({', '.join(list(original)[:3])}, …) there is "
+                f"no {key} of {dimensions} dimensions."
             )
     cross = [int(found[1]) for key in shapes if (found := re.match(r"text_encoder.*\.(\d+)\.crossattention\.", key))]
     if not cross:
@@ -128,8 +129,8 @@ def _frames_and_side(
         if offsets > 0 and offsets % 2 == 1 and rest == 0 and index in (None, (frames * side**2 + 1,) * 2):
             fits.append((frames, side))
     if not fits:
-        beside = "" if index is None else f" and its index the shape {index}"
-        raise ValueError(f"The relative position bias table has {rows} rows{beside}: no number of square frames fits.")
+        also = "" if index is None else f" and its index the shape {index}"
+        raise ValueError(f"The relative position bias table has {rows} rows{also}: no number of square frames fits.")
     usual = [fit for fit in fits if fit[1] * patch_size == 224]
     chosen = usual or fits
     if image_size is not None:
@@ -180,7 +181,7 @@ def fields_from_settings(settings: Mapping, fusion_layer: int) -> dict:
         "fusion_prune_layers": [layer - fusion_layer for layer in text.pop("token_drop_loc", (9,))],
     }
     for tower in ("", "fusion_"):
-        if fields[f"{tower}keep_rate"] == 1:  # their layers may then lie beyond the last
+        if fields[f"{tower}keep_rate"] == 1:  # their layers may then be beyond the last
             fields[f"{tower}prune_layers"] = []
     unread = [f"{name}_encoder_args.{key}" for name, rest in (("vision", vision), ("text", text)) for key in rest]
     if unread:
@@ -231,8 +232,8 @@ def original_config(
         silent = [f"{TOWER_CONFIGS[t]}.{key}" for t in TOWER_CONFIGS for key in rest[t] if key not in given[t]]
         if silent:
             logger.warning(
-                f"The checkpoint has not the layers of the release '{release}', and its sparsity is not in it; off, "
-                f"because not given: {', '.join(silent)}."
+                f"The checkpoint does not have the layers of the release '{release}' and no record of its "
+                f"sparsity. These fields were not given and are off: {', '.join(silent)}."
             )
     if "num_attention_heads" in given["text"]:
         shapes["fusion"]["num_attention_heads"] = given["text"]["num_attention_heads"]

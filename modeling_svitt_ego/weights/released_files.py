@@ -21,7 +21,7 @@ class Checkpoint:
     """
     Args:
         state_dict (`dict[str, torch.Tensor]`): SViTT's names, without wrappers' prefixes.
-        settings (`dict`, *optional*): the run configuration that a training checkpoint holds beside its weights.
+        settings (`dict`, *optional*): the run configuration, which a training checkpoint holds too.
     """
 
     state_dict: dict[str, torch.Tensor]
@@ -51,7 +51,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         content = _read_pickle(path)
     else:
         known = ", ".join((*TORCH_SUFFIXES, ".safetensors"))
-        raise ValueError(f"{path} is no checkpoint by its name, which ends in '{path.suffix}', not in one of {known}.")
+        raise ValueError(
+            f"{path} is not a checkpoint by its name, which ends in '{path.suffix}', not in one of {known}."
+        )
     try:
         return read_state_dict(content)
     except ValueError as error:
@@ -108,7 +110,7 @@ def read_settings(path: str | Path) -> dict:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as a configuration: {_first_line(error)}") from error
     if not isinstance(content, dict) or "vision_encoder_args" not in content:
-        raise ValueError(f"{path} is no configuration of the SViTT code: it has no vision_encoder_args.")
+        raise ValueError(f"{path} is not a configuration of the SViTT code: it has no vision_encoder_args.")
     return content
 
 

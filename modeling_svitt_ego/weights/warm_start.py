@@ -135,7 +135,7 @@ def _config(beit, bert, num_frames: int, num_text_layers: int | None, given: dic
     depth = bert.num_hidden_layers
     num_text_layers = depth * 3 // 4 if num_text_layers is None else num_text_layers
     if not 0 < num_text_layers <= depth:
-        raise ValueError(f"num_text_layers ({num_text_layers}) must lie in 1 to {depth}, the layers of the BERT.")
+        raise ValueError(f"num_text_layers ({num_text_layers}) must be from 1 to {depth}, the layers of the BERT.")
 
     shared = ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
               "initializer_range")  # fmt: skip

@@ -143,3 +143,26 @@ def test_workers_end_with_the_command_and_say_nothing(tmp_path, script, number, 
     finally:
         for pid in session_members(process.pid):
             os.kill(pid, signal.SIGKILL)
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from safetensors.numpy import save_file
+from modeling_svitt_ego.commands.running import run
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sys.exit(run("test", lambda: save_file({"a": np.zeros(10000)}, sys.argv[1]), "nothing is kept"))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of file sizes")
+def test_a_full_disk_is_one_line(tmp_path):
+    """Catches a traceback of safetensors, whose error is no OSError."""
+    (tmp_path / "work.py").write_text(FULL_DISK)
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    command = [sys.executable, str(tmp_path / "work.py"), str(tmp_path / "a.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "could not be written, perhaps because the disk is full" in done.stderr

@@ -552,7 +552,7 @@ def test_bad_safetensors_and_other_files_are_refused(state, tmp_path):
     for name, content, message in (
         ("cut.safetensors", whole.read_bytes()[:-1000], "is damaged or not a safetensors file"),
         ("page.safetensors", b"<html>404</html>", "is damaged or not a safetensors file"),
-        ("weights.zip", whole.read_bytes(), "is no checkpoint by its name"),
+        ("weights.zip", whole.read_bytes(), "is not a checkpoint by its name"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=message):
@@ -748,7 +748,7 @@ def test_encoders_that_do_not_fit_are_refused(encoders, tmp_path):
         ((str(tmp_path / "vit"), text), {}, "is a 'vit' model; this needs a 'beit' one"),
         ((text, vision), {}, "is a 'bert' model; this needs a 'beit' one"),
         ((str(tmp_path / "absolute"), text), {}, "absolute position embeddings"),
-        ((vision, text), {"num_text_layers": 5}, "must lie in 1 to 4"),
+        ((vision, text), {"num_text_layers": 5}, "must be from 1 to 4"),
         ((vision, text), {"text_num_attention_heads": 8}, "text_config.num_attention_heads is 4 in the encoder"),
         ((vision, text), {"keeprate": 0.5}, "nearest is 'keep_rate'"),
     ):
