@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import defaultdict
@@ -13,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..data.egonlq import read_queries
+from ..files.json_records import read_json
 from .extraction import FAILURES, FeatureFolder, query_key
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class EgoNLQFeatures(Dataset):
             )
         rows = list(rows)
         with_text = [row for row in rows if row["query"] is not None]
-        unreadable = set(json.loads((self.folder.path / FAILURES).read_text(encoding="utf-8")))
+        unreadable = set(read_json(str(self.folder.path / FAILURES)))
         self.rows = [row for row in with_text if row["video_uid"] not in unreadable]
         self.num_without_text = len(rows) - len(with_text)
         self.num_without_features = len(with_text) - len(self.rows)

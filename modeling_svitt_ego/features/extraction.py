@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..data.egonlq import read_queries
 from ..files.folder_lock import locked
+from ..files.json_records import read_json
 from ..files.resumable_folder import begin_folder, differences, is_foreign
 from ..files.sharding import Shard, file_name, shard_files
 from ..files.writing import (
@@ -340,7 +341,7 @@ class FeatureFolder:
         manifest = self.path / MANIFEST
         if not manifest.is_file():
             raise FileNotFoundError(f"{str(self.path)!r} is not a folder of features: it has no {MANIFEST}.")
-        self.manifest = json.loads(manifest.read_text(encoding="utf-8"))
+        self.manifest = read_json(str(manifest))
         self.settings = WindowSettings(**self.manifest["settings"])
         self.layout = self.manifest["layout"]
         if not (self.path / VIDEOS).is_file():
