@@ -106,7 +106,11 @@ def _sigterm_raises() -> Iterator[None]:
         yield
         return
 
+    command = os.getpid()
+
     def terminate(number, frame):
+        if os.getpid() != command:  # a forked worker has inherited this function
+            os._exit(128 + number)
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)

@@ -79,6 +79,18 @@ def work():
 if __name__ == "__main__":
     sys.exit(run("test", work, "nothing is kept"))
 """
+FORKED = """
+import sys, time
+from modeling_svitt_ego.commands.running import run
+from modeling_svitt_ego.demo.synthetic_video import drawn_in_parallel
+
+def work():
+    for _ in drawn_in_parallel(time.sleep, [(600,), (600,), (0,)], 3):
+        print("ready", flush=True)
+
+if __name__ == "__main__":
+    sys.exit(run("test", work, "nothing is kept"))
+"""
 LOADER = """
 import sys, time
 from torch.utils.data import DataLoader
@@ -118,7 +130,7 @@ def session_members(session: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
-@pytest.mark.parametrize("script", [POOL, LOADER], ids=["pool", "loader"])
+@pytest.mark.parametrize("script", [POOL, FORKED, LOADER], ids=["pool", "forked", "loader"])
 def test_workers_end_with_the_command_and_say_nothing(tmp_path, script, number, status):
     """Catches a traceback per worker, a wait for the jobs that are running, and processes that stay."""
     path = tmp_path / "work.py"
