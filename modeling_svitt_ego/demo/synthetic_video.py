@@ -145,6 +145,6 @@ def drawn_in_parallel(function: Callable, jobs: Sequence[tuple], num_workers: in
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        except KeyboardInterrupt:
-            end_workers()
+        except (KeyboardInterrupt, GeneratorExit):
+            end_workers()  # or the end of the pool would wait for the jobs that are running
             raise
