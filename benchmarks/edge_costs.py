@@ -55,20 +55,20 @@ def forward_flops(config: SViTTEgoVisionConfig) -> int:
     return counter.get_total_flops()
 
 
-def cost(fields: dict, num_frames: int, sizes: dict | None = None) -> dict:
+def cost(fields: dict, num_frames: int, sizes: dict | None = None, with_bytes: bool = True) -> dict:
     """Attended patch keys of a query in the first layer, FLOPs and bytes; `sizes` are fields of a smaller tower."""
     vision = SViTTEgoVisionConfig(num_frames=num_frames, **fields, **(sizes or {}))
     tokens = num_frames * vision.patches_per_frame
     blocks = vision.num_local_blocks + vision.num_temporal_blocks + (vision.num_random_blocks or 0)
-    config = SViTTEgoConfig(vision_config=vision, cross_modal_config={"encoder_hidden_size": vision.hidden_size})
-    saved, peak = count_bytes(config, 1, num_frames, TEXT_LENGTH, checkpointing=False)
-    return {
+    row = {
         "attended_keys": tokens if vision.num_random_blocks is None else blocks * vision.block_size,
         "tokens": tokens,
         "forward_flops": forward_flops(vision),
-        "saved_bytes": saved,
-        "peak_bytes": peak,
     }
+    if with_bytes:
+        config = SViTTEgoConfig(vision_config=vision, cross_modal_config={"encoder_hidden_size": vision.hidden_size})
+        row["saved_bytes"], row["peak_bytes"] = count_bytes(config, 1, num_frames, TEXT_LENGTH, checkpointing=False)
+    return row
 
 
 def table(rows: list[dict]) -> str:
@@ -81,10 +81,10 @@ def table(rows: list[dict]) -> str:
         cells = []
         for count in frames:
             row, dense = at[name, count], at[names[0], count]
-            cells.append(
-                f"{row['forward_flops'] / 1e9:,.0f} GFLOP ({row['forward_flops'] / dense['forward_flops']:.2f}), "
-                f"{row['saved_bytes'] / 1e6:,.0f} / {row['peak_bytes'] / 1e6:,.0f} MB"
-            )
+            cell = f"{row['forward_flops'] / 1e9:,.0f} GFLOP ({row['forward_flops'] / dense['forward_flops']:.2f})"
+            if "saved_bytes" in row:
+                cell += f", {row['saved_bytes'] / 1e6:,.0f} / {row['peak_bytes'] / 1e6:,.0f} MB"
+            cells.append(cell)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -93,9 +93,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--frames", type=int, nargs="+", default=FRAMES)
+    parser.add_argument("--no-bytes", action="store_true", help="FLOPs only, which takes a fifth of the time")
     options = parser.parse_args(argv)
     rows = [
-        {"setting": name, "num_frames": count, **cost(fields, count)}
+        {"setting": name, "num_frames": count, **cost(fields, count, with_bytes=not options.no_bytes)}
         for count in options.frames
         for name, fields in settings().items()
     ]
