@@ -85,7 +85,8 @@ def tower_flops(config: SViTTEgoVisionConfig, num_frames: int) -> int:
             pairs = tokens * tokens
         else:
             blocks = -(-patches // config.block_size)
-            attended = min(config.num_local_blocks + config.num_random_blocks, blocks)
+            listed = config.num_local_blocks + config.num_temporal_blocks + config.num_random_blocks
+            attended = min(listed, blocks)
             pairs = tokens + patches * (1 + attended * config.block_size)
         total += 4 * pairs * width
     return total

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from modeling_svitt_ego import SViTTEgoModel
 from modeling_svitt_ego.cli import main
+from modeling_svitt_ego.commands.demo import INSTRUCTION_SET
 from modeling_svitt_ego.demo.demo import DemoSettings, run_demo
 from modeling_svitt_ego.demo.pictures import surviving_patches
 from modeling_svitt_ego.hub.configs import hub_config
@@ -92,3 +94,27 @@ def test_cli_answers_bad_input_with_one_line_and_code_2(tmp_path, capsys):
     assert main(["doctor", str(tmp_path / "no.csv"), str(tmp_path)]) == 2
     error = capsys.readouterr().err.strip()
     assert "no.csv" in error and len(error.splitlines()) == 1
+
+
+def test_the_command_fixes_the_instruction_set_before_torch_is_loaded():
+    """Catches an import that loads torch first: the choice would come too late and the bits depend on the machine."""
+    script = """
+import os, sys, types
+from modeling_svitt_ego.cli import main
+from modeling_svitt_ego.commands.demo import INSTRUCTION_SET
+assert "torch" not in sys.modules
+class Settings:
+    pass
+fake = types.ModuleType("modeling_svitt_ego.demo.demo")
+fake.DemoSettings = Settings
+fake.run_demo = lambda output, settings, seed: print(seed, *(os.environ[name] for name in INSTRUCTION_SET))
+sys.modules["modeling_svitt_ego.demo.demo"] = fake
+import modeling_svitt_ego.commands.demo as command
+command.replace = lambda settings, **fields: settings
+raise SystemExit(main(["demo", "--seed", "3"]))
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in INSTRUCTION_SET}
+    environment["MKL_CBWR"] = "COMPATIBLE"  # a value that is set stays
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["3", "avx2", "AVX2", "COMPATIBLE"]

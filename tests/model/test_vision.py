@@ -354,3 +354,14 @@ def test_stochastic_depth_grows_linearly_to_its_rate_in_the_last_layer():
     """Catches a rate that is never reached, and a first layer that is dropped."""
     model = SViTTEgoVisionModel(tiny_vision_config(num_hidden_layers=5, drop_path_rate=0.2))
     assert [layer.drop_path.p for layer in model.layers] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tower_with_temporal_blocks_is_one_graph():
+    """Catches a pattern that reads numbers off tensors, which torch.compile and torch.export cannot follow."""
+    model, clips = tiny_vision_model(**TEMPORAL), tiny_clips(3)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(clips).pooler_output, model(clips).pooler_output)
+    torch._dynamo.reset()
