@@ -177,3 +177,23 @@ def test_text_guided_pruning_keeps_the_same_tokens_in_training_as_in_evaluation(
     trained = model.train()(text, video).token_positions
     assert [kept.shape for kept in trained] == [(3, 10), (3, 5)]
     assert all(torch.equal(a, b) for a, b in zip(trained, evaluated))
+
+
+def test_text_and_fusion_attend_by_the_librarys_fused_attention(monkeypatch):
+    """Catches scores written out where one fused kernel would do; padding is masked, cross-attention needs no mask."""
+    fused, masks = torch.nn.functional.scaled_dot_product_attention, []
+
+    def noted(q, k, v, attn_mask=None, **options):
+        masks.append(None if attn_mask is None else attn_mask.dtype)
+        return fused(q, k, v, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    batch = tiny_batch()
+    text_tower()(batch["input_ids"], batch["attention_mask"])
+    assert masks == [torch.bool] * 2
+    masks.clear()
+    text, video = states(dtype=torch.float32)
+    mask = torch.ones(text.shape[:2], dtype=torch.int64)
+    mask[0, -1] = 0
+    fusion_tower(**NO_DROPOUT)(text, video, mask)
+    assert masks == [torch.bool, None] * 2
