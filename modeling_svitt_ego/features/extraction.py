@@ -193,13 +193,16 @@ def _claimed(output: Path, manifest: dict, shard: Shard | None) -> Iterator[None
     if is_foreign(output, MANIFEST):
         raise ValueError(foreign)
     output.mkdir(parents=True, exist_ok=True)
-    with locked(output, shard):
+
+    def claim() -> None:
         notes = {"package_version": __version__, "command": os.path.basename(sys.argv[0])}
         there = begin_folder(output, MANIFEST, manifest, notes)
         if there is None:
             raise ValueError(foreign)
         if different := differences(there, manifest, "now"):
             raise ValueError(f"{str(output)!r} holds other features ({different}). Use another folder.")
+
+    with locked(output, shard, claim):
         if shard is None:
             remove_temporary_files(output)
         yield

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -30,12 +30,15 @@ class FolderInUse(FileExistsError):
 
 
 @contextmanager
-def locked(output: str | os.PathLike, shard: Shard | None = None) -> Iterator[None]:
+def locked(
+    output: str | os.PathLike, shard: Shard | None = None, at_start: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold `output` for this process, as a whole or for one shard.
 
     Args:
         output: A folder that exists, or a file to be written; the lock of a file is next to it.
         shard: The part of the job that this process does, if it was split.
+        at_start: Called while no other run, of a shard neither, can start: to write or compare the settings.
 
     Raises:
         FolderInUse: Another process holds it.
@@ -51,10 +54,14 @@ def locked(output: str | os.PathLike, shard: Shard | None = None) -> Iterator[No
             if shard is None:
                 held.push(starting.pop_all())
                 _name_holder(path, held)
+                if at_start is not None:
+                    at_start()
             else:
                 own = path.with_name(f"{path.name}.{shard.name}")
                 _hold(own, output, held)
                 _name_holder(own, held)
+                if at_start is not None:
+                    at_start()
         yield
 
 

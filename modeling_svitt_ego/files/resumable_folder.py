@@ -114,8 +114,7 @@ def claimed_folder(folder: Path, name: str, settings: dict, shard: Shard | None 
     if is_foreign(folder, name):
         raise _foreign(folder, name)  # before a lock file is put into it
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, shard):
-        claim_folder(folder, name, settings)
+    with locked(folder, shard, lambda: claim_folder(folder, name, settings)):
         if shard is None:
             remove_temporary_files(folder)
         yield

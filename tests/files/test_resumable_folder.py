@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 
 import pytest
 
@@ -13,6 +15,7 @@ from modeling_svitt_ego.files.resumable_folder import (
     differences,
     run_jobs,
 )
+from modeling_svitt_ego.files.sharding import Shard
 
 
 def test_a_folder_is_claimed_once_and_gone_on_with(tmp_path):
@@ -50,6 +53,27 @@ def test_a_run_killed_before_its_settings_were_written_is_no_foreign_folder(tmp_
     (tmp_path / "s.json").write_text('{"crf"')
     with pytest.raises(ValueError, match="s.json' are damaged"):
         claim_folder(tmp_path, "s.json", {"crf": 23})
+
+
+def test_two_shards_that_start_together_agree_on_the_settings(tmp_path):
+    """Catches the second of two shards whose other settings replace those of the first."""
+    results = []
+
+    def start(index, settings):
+        try:
+            with claimed_folder(tmp_path / "out", "s.json", settings, Shard(index, 2)):
+                results.append(settings)
+                time.sleep(0.2)
+        except FileExistsError as error:
+            results.append(str(error))
+
+    threads = [threading.Thread(target=start, args=(i, {"crf": 20 + i})) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept = json.loads((tmp_path / "out" / "s.json").read_text())
+    assert kept in results and sum("made with other settings" in str(result) for result in results) == 1
 
 
 def test_a_file_written_aside_appears_whole_or_not_at_all(tmp_path):
