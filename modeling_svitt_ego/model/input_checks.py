@@ -23,7 +23,7 @@ def check_range(pixel_values_videos: torch.Tensor, was_checked: bool) -> bool:
 
     On an accelerator only the first frames are, because reading a value waits for the device.
     """
-    # A trace has no values, nor have the tensors of other classes that stand for one.
+    # Traced and fake tensors have no values.
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(pixel_values_videos) is not torch.Tensor
     if traced or pixel_values_videos.is_meta or (was_checked and pixel_values_videos.device.type != "cpu"):
         return was_checked

@@ -34,7 +34,7 @@ class MaskedLanguageModeling(Objective):
 
 class _CachedMaskedLanguageModeling(CachedObjective):
     def across_rows(self) -> None:
-        """Corrupts the texts of all rows, so that the number of selected tokens is known before pass 4."""
+        """Corrupts the texts of all rows, because pass 4 divides by the number of all selected tokens."""
         self.texts = []
         for part in self.step.parts:
             given = part.inputs.get("mlm_input_ids"), part.inputs.get("mlm_labels")

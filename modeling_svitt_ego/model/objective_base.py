@@ -196,7 +196,7 @@ class CachedObjective:
     An objective's part in one cached step. The sum of all losses it returns is the loss of the whole batch.
 
     Attributes:
-        loss_info (`dict`): what is to be logged beside the loss.
+        loss_info (`dict`): further values to log.
     """
 
     # Whether the token states of all rows are kept on the host, for `across_rows`.
@@ -233,9 +233,9 @@ class Objective:
     Class attributes:
         name (`str`): its key in `loss_info`.
         needs (`tuple[str, ...]`): attributes that a model must have to train it, such as a head.
-        reaches (`tuple[str, ...]`): parameters beside those of the towers' layers that its gradient reaches, by the
+        reaches (`tuple[str, ...]`): parameters outside the towers' layers that its gradient reaches, by the
             beginnings of their names. What only objectives of weight 0 name is frozen.
-        columns (`tuple[str, ...]`): the inputs that it reads beside clips and texts.
+        columns (`tuple[str, ...]`): the inputs that it reads in addition to clips and texts.
     """
 
     name: str = ""
@@ -255,7 +255,7 @@ class Objective:
 
     def loss(self, model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
-        The loss of a batch, not weighted, and what is to be logged beside it.
+        The loss of a batch, not weighted, and further values to log.
 
         With `batch.gather`, the mean over the processes of the losses, and of their gradients, must be that of one
         process with everyone's rows.
@@ -294,7 +294,7 @@ class _CachedEmbeddingObjective(CachedObjective):
     def across_rows(self) -> torch.Tensor:
         step = self.step
         own, everyone = compared_with(step)
-        # Leaves of their own: the rows come in slices, but normalising and gathering are walked back once.
+        # Separate leaves: the rows come in slices, but the backward of normalising and gathering runs once.
         own_leaves, all_leaves = ([x.detach().requires_grad_() for x in pair] for pair in (own, everyone))
         total = torch.zeros((), device=step.device, dtype=own[0].dtype)
         for rows in slices(step, own_leaves, all_leaves, step.temperature):

@@ -36,7 +36,7 @@ def sum_of_losses(model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Te
 
 
 def loss_generator(model, generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
-    """Draws negatives and masked tokens: in evaluation always the same, so that a loss there is repeatable."""
+    """For negatives and masked tokens; in evaluation always the same draws, which makes a loss there repeatable."""
     if model.training or generator is not None:
         return generator
     return torch.Generator(device).manual_seed(model.config.vision_config.pattern_seed)

@@ -68,7 +68,7 @@ class SViTTEgoPreTrainedModel(PreTrainedModel):
         Re-base the model in place to clips of `num_frames` frames, and say so in its configuration.
 
         A model takes clips of any length as it is, by resampling its tables at every forward; this makes the new
-        length its own, so that the tables are trained at it. With `keep_rate` it is SViTT's temporal expansion: frames
+        length its own, and the tables are trained at it. With `keep_rate` it is SViTT's temporal expansion: frames
         up, keep rate down. Call it before the optimizer is made: the tables are new parameters.
 
         Args:

@@ -36,8 +36,9 @@ class SViTTEgoTemporalGroundingConfig(SViTTEgoConfigBase):
         hidden_size, num_attention_heads (`int`), hidden_dropout_prob (`float`): of the head.
         num_conv_layers, conv_kernel_size (`int`): depthwise separable convolutions of the shared encoder.
         use_similarity (`bool`): give the head the cosine of each cell with the query.
-        highlight_margin (`float`): what counts as highlighted beside the answer, as a share of its length, each side.
-        highlight_weight (`float`): of the highlighting loss beside the span loss.
+        highlight_margin (`float`): cells within this share of the answer's length, on each side of
+            it, count as highlighted too.
+        highlight_weight (`float`): weight of the highlighting loss relative to the span loss.
         windows_per_second (`float`), window_seconds (`float`, *optional*), num_frames (`int`): how the features were
             made; see `features.WindowSettings`.
         encoder_fingerprint (`str`): checkpoint that made the features; others are refused.
@@ -85,7 +86,7 @@ class SViTTEgoTemporalGroundingConfig(SViTTEgoConfigBase):
                 "be negative."
             )
         if not 0 <= self.nms_threshold <= 1:
-            raise ValueError(f"nms_threshold ({self.nms_threshold}) must lie in [0, 1].")
+            raise ValueError(f"nms_threshold ({self.nms_threshold}) must be in [0, 1].")
 
 
 @dataclass
@@ -175,7 +176,7 @@ class SpanPredictor(nn.Module):
     def __init__(self, config: SViTTEgoTemporalGroundingConfig):
         super().__init__()
         size = config.hidden_size
-        # Forward only: what stands after the last cell is padding, which a backward pass would read first.
+        # Forward only: after the last cell comes padding, which a backward pass would read first.
         self.start_lstm = nn.LSTM(size, size, batch_first=True)
         self.end_lstm = nn.LSTM(size, size, batch_first=True)
         self.start_head = nn.Sequential(nn.Linear(2 * size, size), nn.ReLU(), nn.Linear(size, 1))
@@ -264,7 +265,7 @@ class SViTTEgoForTemporalGrounding(PreTrainedModel):
             text_embeds (`torch.FloatTensor` of shape `(batch_size, video_dim)`): the query in the space of the cells;
                 needed with `config.use_similarity`.
             video_mask, text_mask (`torch.BoolTensor` of shapes `(batch_size, num_cells)` and `(batch_size,
-                num_tokens)`, *optional*): false at padding, which stands at the end.
+                num_tokens)`, *optional*): false at padding, which comes last.
             start_positions, end_positions (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_answers)`,
                 *optional*): first and last cell of the answer, or of each of a query's answers, filled up with -100;
                 for the loss.
@@ -314,7 +315,7 @@ class SViTTEgoForTemporalGrounding(PreTrainedModel):
         self, outputs: SViTTEgoTemporalGroundingOutput, num_spans: int = 5
     ) -> list[list[tuple[int, int, float]]]:
         """For each query its best spans (first cell, last cell, probability), no two of which overlap much."""
-        # Double: where a likely end stands before a likely start, products of what is left are below float32's range.
+        # Double: where a likely end precedes a likely start, products of what is left are below float32's range.
         starts = outputs.start_logits.cpu().double().softmax(-1)
         ends = outputs.end_logits.cpu().double().softmax(-1)
         return [best_spans(start, end, num_spans, self.config.nms_threshold) for start, end in zip(starts, ends)]
@@ -350,7 +351,7 @@ def temporal_nms(spans: torch.Tensor, scores: torch.Tensor, threshold: float, co
 
 
 def cross_entropy_of_any(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Minus the log of the probability that lies on any of the right cells; with one of them the cross-entropy."""
+    """Minus the log of the summed probability of the right cells; with a single one, the cross-entropy."""
     place = torch.arange(logits.shape[1], device=logits.device)
     right = (positions.view(len(positions), -1, 1) == place).any(1)  # (B, T)
     return -masked(logits.float().log_softmax(-1), right).logsumexp(-1).mean()
@@ -368,7 +369,7 @@ def masked(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def standardised(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean 0 and variance 1 over the real cells of each video: queries differ in how high their cosines lie."""
+    """Mean 0 and variance 1 over the real cells of each video: queries differ in the level of their cosines."""
     count = mask.sum(1, keepdim=True)
     values = torch.where(mask, values, 0.0)
     centred = torch.where(mask, values - values.sum(1, keepdim=True) / count, 0.0)

@@ -15,9 +15,9 @@ The objectives themselves write what they do in passes 2 to 4 (`CachedObjective`
 
 Loss and gradients are those of one large step in which each micro-batch draws its own random numbers. The price is
 one more forward of the towers. On the device only one micro-batch's activations live at a time, and (b, d) embeddings.
-On the host lie the clips, waiting for pass 4: b * T * 3 * H * W * 4 bytes (half of it in bf16 or fp16), 1.2 GB for
+The clips wait on the host for pass 4: b * T * 3 * H * W * 4 bytes (half of it in bf16 or fp16), 1.2 GB for
 512 clips of 4 frames of 224 x 224; with vtm_weight also the token states and their gradient, 8 * N * C bytes per clip.
-Of several processes, each sends the token states that others drew: on the device lie at most as many rows as all
+Of several processes, each sends the token states that others drew: the device holds at most as many rows as all
 processes' micro-batches have together, if all drew from one process.
 
 Letters: b rows of this process's share, B of all processes, m of a micro-batch, d projection_dim.
@@ -70,7 +70,7 @@ class MicroBatches:
     Args:
         iterator: over micro-batches.
         count (`int`): how many make the step.
-        keep (`Callable`, *optional*): applied to each when it is read: what lies on the host until the second pass.
+        keep (`Callable`, *optional*): applied to each when it is read: what is kept on the host until the second pass.
     """
 
     def __init__(self, iterator: Iterator, count: int, keep: Callable | None = None) -> None:
@@ -95,12 +95,12 @@ class MicroBatches:
             yield self[number]
 
     def release(self, number: int) -> None:
-        """Forgets one that is done with, so that the next step's do not come on top."""
+        """Forgets a finished micro-batch, which frees its memory before the next step."""
         self.read[number] = None
 
 
 class RandomState:
-    """Where the random numbers of the CPU and of `device` stand."""
+    """The state of the random number generators of the CPU and of `device`."""
 
     def __init__(self, device: torch.device) -> None:
         self.cpu = torch.get_rng_state()
