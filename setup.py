@@ -63,12 +63,13 @@ setup(
         "tqdm>=4.66.3",
         # index_entries: where frames begin, without decoding
         "av>=17.0",
-        # decord has wheels for x86-64 Linux and Windows only; PyAV reads the same frames elsewhere.
+        # Only where it is named; its wheels are for x86-64 Linux and Windows.
         "decord>=0.6; platform_machine == 'x86_64' or platform_machine == 'AMD64'",
     ],
     extras_require={
         "benchmark": ["matplotlib>=3.10"],  # benchmarks/attention.py --plot
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],  # svitt-ego export
+        "torchcodec": ["torchcodec>=0.17"],  # a third video decoder; needs the shared libraries of FFmpeg 4 to 9
         "hdf5": ["h5py>=3.12"],  # svitt-ego extract --layout hdf5
         "test": [
             "pytest>=8",

@@ -1,7 +1,8 @@
 """Reading a few frames out of a video file: by time, exactly, or with one clear error.
 
 Times are seconds counted from the first frame of the file; the frame at time t is the last one that has begun by t.
-They are never frame numbers, because a file's frame rate need not be constant, nor the 30 that annotations assume.
+They are never frame numbers, because the frame rate of a file may vary and may differ from the 30 that annotations
+assume.
 
 Three decoders give the same pixels. PyAV reads every file unless another decoder is named, because it was exact on all
 files tried and the fastest on nearly all (benchmarks/clip_reading.py). decord and torchcodec read what they were shown

@@ -1,7 +1,7 @@
 """Reading frames with torchcodec, for files that it was shown to read exactly; the others are refused with the reason.
 
-torchcodec is given the frames of the file (`custom_frame_mappings`), which are kept from one call to the next, so that
-it need not read a whole file each time it is opened.
+torchcodec is given the frames of the file (`custom_frame_mappings`), which are kept from one call to the next: it then
+does not read the whole file each time it opens it.
 """
 
 from collections.abc import Callable, Sequence

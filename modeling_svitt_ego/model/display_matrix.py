@@ -31,7 +31,7 @@ def display_matrix(frame) -> tuple[int, int, int, int]:
 
 
 def is_mirrored(matrix: tuple[int, int, int, int]) -> bool:
-    """Whether the picture is shown as in a mirror, whatever its rotation."""
+    """Whether the picture is shown as in a mirror, with or without a rotation."""
     a, b, c, d = matrix
     return a * d - b * c < 0
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.pipelines import Pipeline
 
 from .decoded_frames import is_frame
@@ -49,7 +50,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError(f"{TASK} needs the model's processor: pass processor=AutoProcessor.from_pretrained(…).")
@@ -93,13 +94,13 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
 
     def _sanitize_parameters(
         self,
-        candidate_labels=None,
-        hypothesis_template=None,
-        top_k=None,
-        text_embeds=None,
-        allow_urls=None,
-        **unknown,
-    ):
+        candidate_labels: list[str] | None = None,
+        hypothesis_template: str | None = None,
+        top_k: int | None = None,
+        text_embeds: torch.Tensor | None = None,
+        allow_urls: bool | None = None,
+        **unknown: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise TypeError(f"{TASK} has no argument {', '.join(map(repr, unknown))}.")
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
@@ -123,25 +124,31 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         with torch.no_grad():
             return F.normalize(self.model.get_text_features(**inputs).pooler_output, dim=-1)
 
-    def preprocess(self, clip, allow_urls=False):
+    def preprocess(self, clip: Any, allow_urls: bool = False) -> BatchFeature:
         return self.processor(videos=[clip], allow_urls=allow_urls, return_tensors="pt").to(self.dtype)
 
-    def _forward(self, model_inputs, text_embeds):
+    def _forward(self, model_inputs: BatchFeature, text_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
         video_embeds = F.normalize(self.model.get_video_features(**model_inputs).pooler_output, dim=-1)
         return {"logits_per_video": video_embeds @ text_embeds.T / self.model.temperature}
 
-    def postprocess(self, model_outputs, candidate_labels, hypothesis_template=None, top_k=None):
+    def postprocess(
+        self,
+        model_outputs: dict[str, torch.Tensor],
+        candidate_labels: list[str],
+        hypothesis_template: str | None = None,
+        top_k: int | None = None,
+    ) -> list[dict[str, Any]]:
         scores = model_outputs["logits_per_video"][0].float().softmax(-1)
         best = scores.argsort(descending=True, stable=True)[:top_k].tolist()
         return [{"score": scores[i].item(), "label": candidate_labels[i]} for i in best]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """The model, this file and the processor: a folder from which `pipeline(model=folder)` works again."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)  # the base class saves only parts of it
 
 
-def _checked_labels(labels) -> list[str]:
+def _checked_labels(labels: Any) -> list[str]:
     if isinstance(labels, str) or not isinstance(labels, Iterable):
         raise ValueError(f"candidate_labels must be a list of strings, got {labels!r}.")
     labels = list(labels)
@@ -153,7 +160,7 @@ def _checked_labels(labels) -> list[str]:
     return labels
 
 
-def _clips(videos, start, end):
+def _clips(videos: Any, start: Any, end: Any) -> Any:
     """Clips with their windows, in the container from which `Pipeline` tells one input from many."""
     if isinstance(videos, types.GeneratorType):
         return (_with_window(video, start, end) for video in videos)
@@ -178,7 +185,7 @@ def _clips(videos, start, end):
     return [_with_window(*one) for one in zip(videos, bounds["start"], bounds["end"])]
 
 
-def _with_window(video, start, end):
+def _with_window(video: Any, start: Any, end: Any) -> Any:
     if start is None and end is None:
         return video
     for name, bound in (("start", start), ("end", end)):

@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from .video_processing_svitt_ego import SViTTEgoVideoProcessorKwargs
+from .video_processing_svitt_ego import SViTTEgoVideoProcessor, SViTTEgoVideoProcessorKwargs
 
 
 class SViTTEgoProcessorKwargs(ProcessingKwargs, total=False):
@@ -40,12 +41,18 @@ class SViTTEgoProcessor(ProcessorMixin):
 
     valid_processor_kwargs = SViTTEgoProcessorKwargs
 
-    def __init__(self, video_processor=None, tokenizer=None, text_cleaning="none", **kwargs):
+    def __init__(
+        self,
+        video_processor: SViTTEgoVideoProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_cleaning: str = "none",
+        **kwargs: Any,
+    ):
         if text_cleaning not in ("none", "svitt"):
             raise ValueError(f"text_cleaning must be 'none' or 'svitt', got {text_cleaning!r}.")
         super().__init__(video_processor, tokenizer, **kwargs)
         self.text_cleaning = text_cleaning
-        # Saving writes this and loading drops it: kept here, so that a processor equals itself after both.
+        # Saving writes this and loading drops it: with it here, a processor equals itself after both.
         self.auto_map = {"AutoProcessor": "processing_svitt_ego.SViTTEgoProcessor"}
 
     def __call__(
@@ -70,7 +77,7 @@ class SViTTEgoProcessor(ProcessorMixin):
             text = self._clean(text)
         return super().__call__(videos=videos, text=text, **kwargs)
 
-    def _merge_kwargs(self, *args, **kwargs) -> dict[str, dict]:
+    def _merge_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, dict]:
         merged = super()._merge_kwargs(*args, **kwargs)
         # Merging copies; a copied generator would draw the same frames in every call.
         generator = kwargs.get("generator", (kwargs.get("videos_kwargs") or {}).get("generator"))
@@ -94,7 +101,7 @@ class SViTTEgoProcessor(ProcessorMixin):
         return cleaned[0] if isinstance(text, str) else cleaned
 
     @property
-    def model_input_names(self):
+    def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values_videos"]
 
 

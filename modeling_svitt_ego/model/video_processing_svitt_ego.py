@@ -26,7 +26,7 @@ from .random_part import random_part
 from .video_inputs import Frames, Window, clips_of, is_video_decoder, metadata_of
 from .video_source import VideoInfo, as_source
 
-# Settings of one call that are never saved: a generator is no JSON, and a folder must not make a user download things.
+# Settings of one call that are never saved: JSON has no generators, and a folder must not make a user download things.
 _OF_A_CALL = ("generator", "allow_urls")
 
 
@@ -36,8 +36,8 @@ class SViTTEgoVideoProcessorKwargs(VideosKwargs, total=False):
         Which frame of each of the `num_frames` equal segments of a clip is taken: its `"middle"` one (evaluation) or a
         `"random"` one (training).
     generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-        Source of every random choice: one for the batch, or one per clip, so that a clip's frames and crop do not
-        depend on the rest of the batch. Only when calling; by default PyTorch's global one.
+        Source of every random choice: one for the batch, or one per clip, which makes a clip's frames and crop
+        independent of the rest of the batch. Only when calling; by default PyTorch's global one.
     video_backend (`str`, defaults to `"auto"`):
         The decoder of video files: `"auto"`, `"decord"`, `"pyav"` or `"torchcodec"`.
     allow_urls (`bool`, defaults to `False`):
@@ -120,13 +120,15 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         for name in _OF_A_CALL:
             if kwargs.pop(name, None):
                 raise ValueError(f"{name} is given when calling the video processor, because it is not saved.")
         super().__init__(**kwargs)
 
-    def _standardize_kwargs(self, crop_scale=None, crop_ratio=None, **kwargs) -> dict:
+    def _standardize_kwargs(
+        self, crop_scale: Sequence[float] | None = None, crop_ratio: Sequence[float] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         # Lists come back from JSON; tuples compare equal before and after saving, as image_mean does.
         bounds = {"crop_scale": crop_scale, "crop_ratio": crop_ratio}
         for name, value in bounds.items():
@@ -178,7 +180,13 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
         return output
 
     def sample_frames(
-        self, metadata: VideoMetadata, num_frames=None, fps=None, sampling=None, generator=None, **kwargs
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        sampling: str | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
     ) -> list[int]:
         """Indices of the frames to take from a decoded clip; `fps` needs the clip's own rate in `metadata`."""
         if fps is not None:
@@ -214,7 +222,7 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
         frames, is_image = as_array(frames, index, do_convert_rgb)
         frames = channels_first(frames, input_data_format, index)
         (height, width), indices = frames.shape[-2:], list(range(len(frames)))
-        # The frames are what is given, whatever the metadata counts.
+        # The number of frames given counts, even where the metadata states another one.
         metadata = replace(
             metadata or VideoMetadata(len(frames)), total_num_frames=len(frames), height=height, width=width
         )

@@ -52,7 +52,7 @@ def test_either_side_alone_and_settings_of_each(processor):
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_generator_draws_anew_in_every_call(processor, nested):
+def test_generator_draws_again_in_every_call(processor, nested):
     """transformers copies a processor's arguments: each epoch would see the same frames."""
     generator = torch.Generator().manual_seed(0)
     settings = {"sampling": "random", "generator": generator}
