@@ -218,7 +218,7 @@ class VideoStore:
         video_root (`str` or `os.PathLike`): Folder of the videos.
         layout (`str` or `Layout`, *optional*):
             A name of `LAYOUTS`, or a `Layout` with other numbers. Recognised from the files if not given.
-        backend (`str`): The decoder, as in `read_clip`: "auto" decides by file, a name applies to all files.
+        backend (`str`): The decoder, as in `read_clip`: "auto" is PyAV.
     """
 
     def __init__(

@@ -26,6 +26,7 @@ _OPTIONS = {
     "protocol_whitelist": "file",  # a playlist or an unusual name must not make FFmpeg open something else
     "fflags": "+discardcorrupt",  # packets cut off by the end of a truncated file would decode to grey
 }
+MOST_PIXELS = 2**26  # of a frame, 8192 x 8192: a small file can claim more than a machine has memory for
 _CHECKED_AT_END = 20  # packets; more than the longest reordering
 
 
@@ -254,6 +255,11 @@ def _video_stream(av, container):
     stream = container.streams.best("video")
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
         raise Unreadable("it has no video stream.")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MOST_PIXELS:
+        raise Unreadable(f"its frames of {width} x {height} pixels are larger than the limit of {MOST_PIXELS} pixels.")
+    # A frame inside may be larger than the file says at its beginning.
+    stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(MOST_PIXELS)}
     return stream
 
 

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from modeling_svitt_ego.model import decode_pyav, frame_table
 from modeling_svitt_ego.model.clip_reading import (
     BACKENDS,
     ClipReadError,
@@ -339,6 +340,18 @@ def test_playlists_do_not_open_other_files(folder, tmp_path):
         for backend in filter(is_usable, BACKENDS):
             with pytest.raises(ClipReadError, match=name):
                 read_clip(tmp_path / name, [0.0], backend)
+
+
+def test_frames_that_no_memory_holds_are_refused(folder, monkeypatch):
+    """Catches a small file that claims frames of gigabytes, in its header or later."""
+    path = make(folder, "h264.mp4")
+    monkeypatch.setattr(decode_pyav, "MOST_PIXELS", 64 * 64 - 1)
+    frame_table._kept.cache_clear()
+    for backend in filter(is_usable, BACKENDS):
+        with pytest.raises(
+            ClipReadError, match="h264.mp4: .*frames of 64 x 64 pixels are larger than the limit of 4095"
+        ):
+            read_clip(path, [0.0], backend)
 
 
 def painted_colours(path, pix_fmt, codec="libx264", options=None):
