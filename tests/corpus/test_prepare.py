@@ -16,15 +16,15 @@ from modeling_svitt_ego.corpus import prepare
 from modeling_svitt_ego.corpus.prepare import layout_for, prepare_videos
 from modeling_svitt_ego.corpus.transcoding import Encoding, TranscodeError, inspect_chunk, transcode
 from modeling_svitt_ego.data.layouts import VideoStore
-from modeling_svitt_ego.model.clip_reading import probe_video, read_clip
-from tests.helpers.painted_video import expected_numbers, number_of, regular, write_video
+from modeling_svitt_ego.model.clip_reading import BACKENDS, probe_video, read_clip
+from tests.helpers.painted_video import expected_numbers, is_usable, number_of, regular, write_video
 from tests.model.test_clip_reading import MADE
 
 TINY = Encoding(short_side=64, gop=10, preset="ultrafast")
 KINDS = ["fps30-gop12", "fps23.976-gop250", "variable-rate", "late-start", "rotated-90", "rotated-270", "avi-mpeg4"]
 
 
-@pytest.mark.parametrize("backend", ["decord", "pyav"])
+@pytest.mark.parametrize("backend", list(filter(is_usable, BACKENDS)))
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_second_shows_the_same_picture_in_the_chunks(tmp_path, kind, backend):
     """Catches frames lost or doubled at edges, a constant rate forced on a varying one, rotation, late starts."""
@@ -97,7 +97,7 @@ def test_size_gop_and_colours(tmp_path):
         container.mux(stream.encode())
     (chunk,) = transcode(tmp_path / "v.mp4", lambda n: tmp_path / "out.mp4", float("inf"), encoding=TINY)
     assert (chunk.width, chunk.height) == (96, 64)
-    for backend in ("pyav", "decord"):
+    for backend in filter(is_usable, BACKENDS):
         before, after = (read_clip(path, [1.0], backend)[0] for path in (tmp_path / "v.mp4", chunk.path))
         for column in (0.15, 0.5, 0.85):
             a = before[40:80, int(column * 192) - 5 : int(column * 192) + 5].mean((0, 1))

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from modeling_svitt_ego.model.clip_reading import ClipReadError, read_clip
+from modeling_svitt_ego.model.clip_reading import BACKENDS, ClipReadError, read_clip
+from tests.helpers.painted_video import is_usable
 from tests.helpers.tiny_data import write_video
 
 NUM_CLIPS = int(os.environ.get("SVITT_EGO_LEAK_CLIPS", 10_000))
@@ -21,7 +22,7 @@ def num_threads() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads memory from /proc")
-@pytest.mark.parametrize("backend", ["decord", "pyav"])
+@pytest.mark.parametrize("backend", list(filter(is_usable, BACKENDS)))
 def test_memory_files_and_threads_stay_flat(tmp_path, backend):
     """Catches a reader, a frame or an error kept per clip (10 kB each would be 100 MB), and threads that pile up."""
     good = write_video(tmp_path / "v.mp4", 40, size=(64, 96))

@@ -95,7 +95,7 @@ def test_every_time_gives_the_last_frame_begun(folder, kind, backend):
 
 @pytest.mark.parametrize("kind", NOT_BY_DECORD)
 def test_files_that_decord_cannot_take_are_read_by_pyav(folder, kind):
-    """decord loops for ever on .ts, fails on AV1 and is up to 3 frames off, silently, on open groups of pictures."""
+    """decord does not return from .ts, fails on AV1 and is up to 3 frames off on open groups of pictures."""
     pts = NOT_BY_DECORD[kind]["pts"]
     path = make(folder, **NOT_BY_DECORD[kind])
     times = np.random.default_rng(1).uniform(0, (pts[-1] - pts[0]) / 3000, size=12).tolist()
@@ -105,7 +105,7 @@ def test_files_that_decord_cannot_take_are_read_by_pyav(folder, kind):
 
 
 def test_edit_list_is_honoured(folder):
-    """decord ignores edit lists: its times begin below 0, which must send the file to PyAV."""
+    """Catches frames before the beginning of the edit, which decord shows."""
     path = write_video(
         folder / "edited.mp4",
         [p - 1000 for p in regular(60, 30)],
@@ -114,8 +114,9 @@ def test_edit_list_is_honoured(folder):
     frames, info = read_clip_and_info(path, [0.0, 0.5, 1.0])
     assert [number_of(frame) for frame in frames] == [10, 25, 40]
     assert info.backend == "pyav" and info.duration == pytest.approx(50 / 30, abs=0.01)
-    with pytest.raises(ClipReadError, match="edit list"):
-        read_clip(path, [0.0], "decord")
+    if "decord" in USABLE:
+        with pytest.raises(ClipReadError, match="edit list"):
+            read_clip(path, [0.0], "decord")
 
 
 def test_the_end_of_the_video_is_its_last_frame(plain):
@@ -148,7 +149,7 @@ def test_real_files_agree_bit_for_bit_between_decoders(shared_dir):
                 continue
             np.testing.assert_array_equal(others, frames)
             files.add(path.name)
-    assert len(agreed["decord"]) >= 10
+    assert len(agreed["decord"]) >= 10 or "decord" not in USABLE
     assert len(agreed["torchcodec"]) >= 13 or "torchcodec" not in USABLE
     assert probe_video(shared_dir / "assets" / "decord_video_90.mov").height == 568
 
@@ -293,8 +294,9 @@ def test_videos_in_memory_and_open_files(plain, form):
         assert numbers(forms[form], [1.0, 0.2]) == [30, 6]
     with pytest.raises(ClipReadError, match="clip in a shard: times"):
         read_clip(VideoSource("clip in a shard", data), [99.0])
-    with pytest.raises(ClipReadError, match="clip in a shard: decord .*in memory"):
-        read_clip(VideoSource("clip in a shard", data), [0.0], "decord")
+    if "decord" in USABLE:
+        with pytest.raises(ClipReadError, match="clip in a shard: decord .*in memory"):
+            read_clip(VideoSource("clip in a shard", data), [0.0], "decord")
 
 
 def test_files_that_are_no_local_files(tmp_path, plain):

@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import AutoVideoProcessor
 
 import modeling_svitt_ego  # noqa: F401  registers the Auto classes
-from modeling_svitt_ego.model.clip_reading import ClipReadError
+from modeling_svitt_ego.model.clip_reading import BACKENDS, ClipReadError
 from modeling_svitt_ego.model.video_processing_svitt_ego import SViTTEgoVideoProcessor
-from tests.helpers.painted_video import expected_numbers, number_of, regular, write_video
+from tests.helpers.painted_video import expected_numbers, is_usable, number_of, regular, write_video
 
 PTS = regular(90, 30)
 
@@ -78,7 +78,7 @@ def test_fps_samples_by_rate(video):
         raw()(video, fps=5, num_frames=4)
 
 
-@pytest.mark.parametrize("backend", ["decord", "pyav"])
+@pytest.mark.parametrize("backend", list(filter(is_usable, BACKENDS)))
 def test_metadata_says_what_was_read(video, backend):
     out = raw()((video, 1.0, 2.0), video_backend=backend, return_metadata=True, return_tensors="pt")
     [metadata] = out["video_metadata"]
