@@ -38,6 +38,15 @@ def test_the_tower_on_kernels_equals_the_tower_on_blocks(num_random):
     assert_same_gradients(expected_gradients, found, rtol=1e-3, atol=1e-4)
 
 
+def test_patterns_of_each_clip_after_pruning_are_followed():
+    """Catches temporal edges, which differ between clips after pruning, read from the first clip's pattern."""
+    model = tiny_vision_model(num_random_blocks=1, num_temporal_blocks=2, **SMALL)
+    with kernels_on_cpu():
+        _, found = train(model, model)
+    _, expected = train(model, model)
+    assert_same_gradients(expected, found, rtol=1e-3, atol=1e-4)
+
+
 def test_attention_on_kernels_compiles_to_one_graph():
     """Catches an operator without a fake kernel or a backward that torch.compile cannot trace."""
     torch._dynamo.reset()
