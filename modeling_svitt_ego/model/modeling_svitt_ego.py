@@ -53,6 +53,9 @@ class SViTTEgoModel(SViTTEgoPreTrainedModel):
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.temperature = nn.Parameter(torch.empty(1))  # one dimension: FSDP cannot shard a scalar
         self.add_heads(config)
+        if not hasattr(self, "fusion_model"):
+            # The token states' norm is not part of any loss: DDP would wait for its gradient for ever.
+            self.vision_model.layernorm.requires_grad_(False)
         self.post_init()
 
     def add_heads(self, config: SViTTEgoConfig):
@@ -297,11 +300,6 @@ class SViTTEgoForPreTraining(SViTTEgoForVideoTextRetrieval):
 class SViTTEgoForMultipleChoice(SViTTEgoModel):
     """One narration and N clips, or one clip and N narrations: cosine over temperature as N logits (EgoMCQ)."""
 
-    def __init__(self, config: SViTTEgoConfig):
-        super().__init__(config)
-        # The token states' norm is not part of the loss: DDP would wait for its gradient for ever.
-        self.vision_model.layernorm.requires_grad_(False)
-
     @can_return_tuple
     def forward(
         self,
@@ -359,7 +357,7 @@ class SViTTEgoForVideoClassification(SViTTEgoPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = SViTTEgoVisionModel._from_config(config.vision_config)
-        # One of the two norms is not part of any output, see SViTTEgoForMultipleChoice.
+        # One of the two norms is not part of the loss, see SViTTEgoModel.
         if config.classifier_pooling == "attention":
             self.pooler = AttentionPooler(config.vision_config)
             self.vision_model.pooler_layernorm.requires_grad_(False)

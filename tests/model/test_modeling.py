@@ -286,13 +286,15 @@ def test_generator_and_random_patterns_are_arguments_of_every_forward(cls):
     assert {"generator", "random_patterns"} <= inspect.signature(cls.forward).parameters.keys()
 
 
-@pytest.mark.parametrize("cls", [SViTTEgoForMultipleChoice, SViTTEgoForVideoClassification])
+@pytest.mark.parametrize("cls", [SViTTEgoModel, SViTTEgoForMultipleChoice, SViTTEgoForVideoClassification])
 def test_every_trainable_parameter_of_a_head_gets_a_gradient(cls):
     """Catches a parameter that DDP would wait for in vain."""
     model, batch = tiny_model(cls).train(), tiny_batch(2)
     if cls is SViTTEgoForMultipleChoice:
         clips = tiny_clips(6).unflatten(0, (2, 3))
         out = model(clips, batch["input_ids"], batch["attention_mask"], labels=torch.tensor([0, 1]))
+    elif cls is SViTTEgoModel:
+        out = model(**batch, return_loss=True)
     else:
         out = model(batch["pixel_values_videos"], labels=torch.tensor([0, 1]))
     out.loss.backward()
