@@ -2,6 +2,7 @@
 
 import torch
 
+from .configuration_svitt_ego import SViTTEgoConfig
 from .losses import ego_nce, info_nce, itself, shared_action
 from .objective_base import EmbeddingObjective, Rows
 
@@ -17,7 +18,7 @@ class Contrastive(EmbeddingObjective):
     name = "contrastive"
     columns = ("verb_tags", "noun_tags")
 
-    def of_rows(self, config, rows: Rows) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def of_rows(self, config: SViTTEgoConfig, rows: Rows) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         positives = find_positives(config, rows)
         if config.contrastive_loss == "info_nce":
             loss = info_nce(rows.logits_per_video, rows.logits_per_text, rows.first)
@@ -29,7 +30,7 @@ class Contrastive(EmbeddingObjective):
         }
 
 
-def find_positives(config, rows: Rows) -> torch.Tensor:
+def find_positives(config: SViTTEgoConfig, rows: Rows) -> torch.Tensor:
     """The mask of positives `(r, B)`: with EgoNCE clips of one action, with InfoNCE each clip's own narration."""
     if config.contrastive_loss == "info_nce":
         return itself(len(rows), len(rows.all_videos), rows.first, rows.videos.device)

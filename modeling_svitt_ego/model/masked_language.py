@@ -1,7 +1,9 @@
 """Masked language modelling of the narration by a text that sees its clip (SViTT, section 3.1)."""
 
 import torch
+from torch import nn
 
+from .configuration_svitt_ego import SViTTEgoConfig
 from .losses import mask_tokens, masked_language_modeling
 from .objective_base import Batch, CachedObjective, CachedRows, Objective
 from .row_exchange import mean_over_processes, world_size
@@ -20,7 +22,7 @@ class MaskedLanguageModeling(Objective):
     reaches = ("vision_model.layernorm", "fusion_model", "mlm_head")
     columns = ("mlm_input_ids", "mlm_labels")
 
-    def loss(self, model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         given = batch.columns.own("mlm_input_ids"), batch.columns.own("mlm_labels")
         ids, labels = given_or_corrupted(given, model.config, batch.input_ids, batch.attention_mask, batch.generator)
         video_states = batch.outputs.vision_model_output.last_hidden_state
@@ -50,7 +52,7 @@ class _CachedMaskedLanguageModeling(CachedObjective):
 
 
 def given_or_corrupted(
-    given: tuple[torch.Tensor | None, torch.Tensor | None], config, *texts
+    given: tuple[torch.Tensor | None, torch.Tensor | None], config: SViTTEgoConfig, *texts
 ) -> tuple[torch.Tensor, torch.Tensor]:
     ids, labels = given
     if ids is None and labels is None:
@@ -61,7 +63,10 @@ def given_or_corrupted(
 
 
 def corrupt(
-    config, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generator: torch.Generator | None = None
+    config: SViTTEgoConfig,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Masked ids and labels `(b, sequence_length)` with the token ids and the probability of the configuration."""
     text = config.text_config

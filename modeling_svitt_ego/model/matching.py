@@ -2,7 +2,9 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from .configuration_svitt_ego import SViTTEgoConfig
 from .contrastive import find_positives
 from .losses import sample_hard_negatives, video_text_matching
 from .objective_base import (
@@ -29,14 +31,14 @@ class VideoTextMatching(Objective):
     reaches = ("vision_model.layernorm", "fusion_model", "vtm_head")
     columns = ("verb_tags", "noun_tags")
 
-    def loss(self, model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         logits, labels = self.score_pairs(model, batch)
         batch.outputs.vtm_logits = logits
         num_pairs = mean_over_processes((labels != -100).sum(), batch.gather)
         negatives = (labels == 0).sum() / (2 * len(batch.outputs.video_embeds))
         return video_text_matching(logits, labels, num_pairs), {"vtm_negatives_per_clip": negatives}
 
-    def score_pairs(self, model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_pairs(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Logits `(3 b, 2)` and labels `(3 b,)`: the pairs; each text with its negative clip; each clip with its negative
         text. The label is -100 where there was no negative to draw.
@@ -117,7 +119,9 @@ class _CachedVideoTextMatching(CachedObjective):
         return video_text_matching(logits, logits.new_ones(part.size, dtype=torch.long), self.num_pairs)
 
 
-def draw_negatives(config, rows: Rows, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_negatives(
+    config: SViTTEgoConfig, rows: Rows, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """For each of r texts a clip and for each clip a text, numbers among the B; -1 where all are positives."""
     positives = find_positives(config, rows)
     video_ids = sample_hard_negatives(rows.logits_per_text, positives, generator)

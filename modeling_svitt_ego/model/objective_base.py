@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .configuration_svitt_ego import SViTTEgoConfig
 from .row_exchange import gather_rows
 
 # Rows of the similarity matrix held at once in a cached step: memory (1024, B), never (b, B).
@@ -246,14 +247,14 @@ class Objective:
     def __init__(self, weight: float | None = None) -> None:
         self.weight = weight
 
-    def weight_in(self, config) -> float:
+    def weight_in(self, config: SViTTEgoConfig) -> float:
         return getattr(config, f"{self.name}_weight", 1.0) if self.weight is None else self.weight
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the model has the parts that it needs."""
         return all(hasattr(model, part) for part in self.needs)
 
-    def loss(self, model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
         The loss of a batch, not weighted, and further values to log.
 
@@ -275,7 +276,7 @@ class EmbeddingObjective(Objective):
 
     reaches = ("vision_model.pooler_layernorm", "video_projection", "text_projection", "temperature")
 
-    def of_rows(self, config, rows: Rows) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def of_rows(self, config: SViTTEgoConfig, rows: Rows) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
         The mean over the rows given of their losses, in both directions, and the means of what is logged.
 
@@ -283,7 +284,7 @@ class EmbeddingObjective(Objective):
         """
         raise NotImplementedError
 
-    def loss(self, model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self.of_rows(model.config, batch.rows)
 
     def in_cached_step(self, step: CachedRows) -> CachedObjective:

@@ -1,6 +1,7 @@
 """The list of objectives. objective_base.py says how to add one."""
 
 import torch
+from torch import nn
 
 from .contrastive import Contrastive
 from .masked_language import MaskedLanguageModeling
@@ -11,7 +12,7 @@ from .objective_base import Batch, Objective
 OBJECTIVES: tuple[Objective, ...] = (Contrastive(), VideoTextMatching(), MaskedLanguageModeling())
 
 
-def trained_objectives(model) -> list[tuple[Objective, float]]:
+def trained_objectives(model: nn.Module) -> list[tuple[Objective, float]]:
     """The model's objectives that have a weight, and their weights."""
     fitting = [objective for objective in model.objectives if objective.fits(model)]
     weights = [(objective, objective.weight_in(model.config)) for objective in fitting]
@@ -24,7 +25,7 @@ def trained_objectives(model) -> list[tuple[Objective, float]]:
     return trained
 
 
-def sum_of_losses(model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def sum_of_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The weighted sum over the objectives that have a weight, and each part before weighting, detached."""
     weighted, info = [], {}
     for objective, weight in trained_objectives(model):
@@ -35,7 +36,9 @@ def sum_of_losses(model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Te
     return torch.stack(weighted).sum(), info
 
 
-def loss_generator(model, generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+def loss_generator(
+    model: nn.Module, generator: torch.Generator | None, device: torch.device
+) -> torch.Generator | None:
     """For negatives and masked tokens; in evaluation always the same draws, which makes a loss there repeatable."""
     if model.training or generator is not None:
         return generator

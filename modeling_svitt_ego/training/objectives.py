@@ -1,9 +1,11 @@
 """Which objectives a run trains, and which parameters they reach."""
 
+from torch import nn
+
 from ..model.objectives import OBJECTIVES
 
 
-def set_weights(model, **weights: float | None) -> None:
+def set_weights(model: nn.Module, **weights: float | None) -> None:
     """Sets the configuration's `contrastive_weight`, `vtm_weight` and `mlm_weight`; None leaves one as it is."""
     known = {f"{objective.name}_weight": objective for objective in OBJECTIVES}
     for name, weight in weights.items():
@@ -21,7 +23,7 @@ def set_weights(model, **weights: float | None) -> None:
         setattr(model.config, name, weight)
 
 
-def freeze_unreached_parameters(model) -> list[str]:
+def freeze_unreached_parameters(model: nn.Module) -> list[str]:
     """
     Takes `requires_grad` from the parameters that no objective with a weight reaches, and names them.
 
