@@ -84,7 +84,7 @@ def _from_encoders(cls, vision_encoder: str, text_encoder: str, num_frames: int 
     ```
 
     BEiT's bias tables are repeated over time. What neither encoder has (projections, cross-attention, heads of
-    this class, temperature) starts anew: it is logged, and listed by name in `model.new_parameters`.
+    this class, temperature) is initialised: it is logged, and listed by name in `model.new_parameters`.
 
     Args:
         vision_encoder, text_encoder (`str`): Hub names or folders of a BEiT and of a BERT model.

@@ -65,7 +65,7 @@ def count_parameters(folder: str | os.PathLike) -> int:
 
 
 def find_template() -> Path:
-    """MODEL_CARD.md: beside this file where the package is installed (setup.py), at the top level in a checkout."""
+    """MODEL_CARD.md: in the package where it is installed (setup.py), at the top level of a checkout."""
     package = Path(__file__).parents[1]
     for path in (package / "MODEL_CARD.md", package.parent / "MODEL_CARD.md"):
         if path.is_file():

@@ -14,7 +14,7 @@ _SPECIAL = re.compile(r"[&<>|`*_\[\]\\~!$\"']")
 _DIRECTORIES = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])*")
 
 
-# An own number stands beside a published one only if it was counted on this many items: the same benchmark on another
+# An own number is in one row with a published one only if it was counted on this many items: the same benchmark on another
 # set is another number. EgoMCQ has about 39,000 questions (EgoVLP, arXiv:2206.01670).
 PUBLISHED_ITEMS = {"egomcq": (38_000, 40_500)}
 PUBLISHED_HERE = [result for result in PUBLISHED if result.model == "SViTT-Ego"]
@@ -51,7 +51,7 @@ class ResultRow:
 
 
 def result_rows(evaluations: Iterable[EvaluationReport]) -> list[ResultRow]:
-    """Own numbers beside the published ones of the same set, then published ones that were not measured here."""
+    """Own numbers next to the published ones of the same set, then published ones that were not measured here."""
     published = {(p.benchmark, metric): value for p in PUBLISHED_HERE for metric, value in p.metrics.items()}
     rows, unmatched = [], dict(published)
     for evaluation in evaluations:

@@ -36,7 +36,7 @@ OPTIONAL_FILES = (
     "tokenizer_config.json",
     TRAINING_ARGUMENTS_NAME,
 )
-# In the repository but not in the push they would be loaded beside or instead of what is pushed.
+# In the repository but not in the push they would be loaded together with or instead of what is pushed.
 STALE_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 
 # httpx or httpx2, whichever the installed client is built on.

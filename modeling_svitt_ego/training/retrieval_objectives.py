@@ -49,7 +49,7 @@ class RelevanceObjective(EmbeddingObjective):
         return per_video, tag_relevance(text_verbs, text_nouns, all_verbs, all_nouns)
 
     def info(self, relevance: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What is logged: how much relevance a batch holds for a clip beside its own text."""
+        """What is logged: how much relevance a batch holds for a clip, not counting its own text."""
         return {"relevance_per_clip": relevance.sum(1).mean()}
 
 
