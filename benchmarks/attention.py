@@ -404,7 +404,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--memory-limit", type=float, help="GiB that a weighed process may take (Linux)")
     parser.add_argument("--cpu-time", action="store_true", help="seconds of the processor, for a busy machine")
     parser.add_argument("--sizes", default="{}", help="configuration fields as JSON, for a small check")
-    parser.add_argument("--keep-models", action="store_true", help="keep the models instead of building each one in each round")
+    parser.add_argument("--keep-models", action="store_true", help="keep the models between rounds")
     parser.add_argument("--plot", help="also draw to this file")
     parser.add_argument("--report", action="store_true", help="measure nothing, print and draw what is there")
     parser.add_argument("--weigh", help=argparse.SUPPRESS)

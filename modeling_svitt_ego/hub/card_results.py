@@ -14,8 +14,8 @@ _SPECIAL = re.compile(r"[&<>|`*_\[\]\\~!$\"']")
 _DIRECTORIES = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])*")
 
 
-# An own number is in one row with a published one only if it was counted on this many items: the same benchmark on another
-# set is another number. EgoMCQ has about 39,000 questions (EgoVLP, arXiv:2206.01670).
+# An own number is in one row with a published one only if it was counted on this many items: the same benchmark on
+# another set is another number. EgoMCQ has about 39,000 questions (EgoVLP, arXiv:2206.01670).
 PUBLISHED_ITEMS = {"egomcq": (38_000, 40_500)}
 PUBLISHED_HERE = [result for result in PUBLISHED if result.model == "SViTT-Ego"]
 BENCHMARK_NAMES = {
