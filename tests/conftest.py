@@ -9,6 +9,31 @@ import torch
 # Tiny tensors: threads that wait for each other cost far more than they bring (measured: 154 s against 33 s).
 torch.set_num_threads(1)
 
+
+def bind_vpx_encoders() -> None:
+    """
+    Encodes a few frames of VP8 and VP9, so that PyAV's encoders are bound to the libvpx that PyAV brings.
+
+    decord loads its own libvpx with global symbols. Encoders that are first used after that find the other library
+    and fail ("ABI version mismatch").
+    """
+    import io
+
+    import av
+    import numpy as np
+
+    for codec in ("libvpx", "libvpx-vp9"):
+        with av.open(io.BytesIO(), "w", format="webm") as container:
+            stream = container.add_stream(codec, rate=10)
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+            for level in (0, 128, 255):
+                frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), level, np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+
+
+bind_vpx_encoders()
+
 REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SVITT_EGO_SHARED", REPO.parent / "shared"))
 

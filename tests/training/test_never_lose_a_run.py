@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoModel
+from modeling_svitt_ego.evaluation.evaluator import Evaluator
+from modeling_svitt_ego.evaluation.report import EvaluationReport
 from modeling_svitt_ego.training.checkpoints import UNFINISHED, CheckpointError
 from modeling_svitt_ego.training.naming_clips import NonFiniteLoss, refuse_non_finite
 from tests.helpers.tiny_pretraining import GENEROUS, in_a_child, losses, make_corpus, make_trainer
@@ -305,16 +307,17 @@ def test_checkpoints_are_rotated_and_the_best_is_named_where_it_lies(corpus, tmp
     """Catches a best checkpoint recorded in the folder of unfinished ones, and rotation switched off."""
     scores = iter([1.0, 3.0, 2.0, 0.0])
 
-    class Evaluator:
+    class Scores(Evaluator):
+        benchmark, primary_metric = "scores", "score"
         dataset = [0]  # the Trainer wants to see one
 
         def __call__(self, model):
-            return {"score": next(scores), "num_questions": 1}
+            return EvaluationReport("scores", {"score": next(scores)}, num_items=1)
 
     trainer = make_trainer(
         corpus,
         tmp_path,
-        evaluator=Evaluator(),
+        evaluator=Scores(),
         max_steps=4,
         save_strategy="steps",
         save_steps=1,

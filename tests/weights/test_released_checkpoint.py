@@ -616,7 +616,7 @@ def test_an_existing_folder_is_kept_unless_asked(converted, checkpoint, tmp_path
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    for options, message in (([], "--overwrite replaces it"), (["--overwrite"], "no folder of a model")):
+    for options, message in (([], "--overwrite replaces it"), (["--overwrite"], "is not the folder of a model")):
         assert run(checkpoint, out, *OPTIONS, "--tokenizer", "none", *options) == 2
         assert message in capsys.readouterr().err
         assert (out / "notes.txt").read_text() == "mine"
