@@ -21,7 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_svitt_ego import SViTTEgoConfigBase, refuse_unknown_keys
+from .configuration_base import SViTTEgoConfigBase, refuse_unknown_keys
 from .pipeline_temporal_grounding import custom_pipelines
 
 logger = logging.get_logger(__name__)

@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoFusionConfig, SViTTEgoTextConfig, SViTTEgoVisionConfig
-from modeling_svitt_ego.model import configuration_svitt_ego
+from modeling_svitt_ego.model import configuration_base
 from modeling_svitt_ego.model.configuration_svitt_ego import num_kept_tokens
 from tests.helpers.tiny_model import FUSION, TEXT, VISION, tiny_config, tiny_vision_config
 
@@ -136,7 +136,7 @@ def test_a_keyword_at_loading_is_a_field_or_is_named(tmp_path, load, monkeypatch
     config, unused = load(tmp_path, num_randm_blocks=3, return_unused_kwargs=True)
     assert unused == {"num_randm_blocks": 3}  # whoever asks for them decides: AutoModel refuses them itself
     messages = []
-    monkeypatch.setattr(configuration_svitt_ego.logger, "warning", messages.append)
+    monkeypatch.setattr(configuration_base.logger, "warning", messages.append)
     load(tmp_path, low_cpu_mem_usage=True)
     assert messages == ["SViTTEgoConfig has no field 'low_cpu_mem_usage': it is ignored."]
 

@@ -19,6 +19,7 @@ SHIPPED = [
     "classification_heads.py",
     "clip_reading.py",
     "clip_times.py",
+    "configuration_base.py",
     "configuration_svitt_ego.py",
     "contrastive.py",
     "decode_decord.py",
