@@ -122,12 +122,16 @@ def run_demo(output: str | os.PathLike, settings: DemoSettings | None = None, se
     metrics = output / "demo_metrics.json"
     metrics.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
+    _print_results(results, output, started)
+    return results
+
+
+def _print_results(results: dict, output: Path, started: float) -> None:
     print(format_table(results))
     print(f"\nModel:   {output / 'model'}  (AutoModel.from_pretrained(…, trust_remote_code=True))")
-    print(f"Picture: {picture}  (the patches that survive each pruning layer)")
-    print(f"Numbers: {metrics}")
+    print(f"Picture: {output / 'pruning.png'}  (the patches that survive each pruning layer)")
+    print(f"Numbers: {output / 'demo_metrics.json'}")
     print(f"All in {time.time() - started:.0f} s.")
-    return results
 
 
 def build_processor(narrations: list[str]) -> SViTTEgoProcessor:

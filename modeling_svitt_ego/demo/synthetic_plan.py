@@ -70,13 +70,7 @@ def plan_video(seed: Sequence[int], seconds: float, statistics: WorldStatistics 
     zipf = statistics.zipf
     rng = np.random.default_rng(seed)
     video_uid = str(uuid.UUID(bytes=rng.bytes(16), version=4))
-    objects = []
-    nouns = {"p": _zipf(len(NOUNS), zipf)} if zipf else {"replace": False}
-    for noun in rng.choice(list(NOUNS), size=NUM_OBJECTS, **nouns):
-        colour = str(rng.choice(list(COLOURS)))
-        rgb = np.array(COLOURS[colour]) * rng.uniform(0.85, 1.08) + rng.uniform(-14, 14, 3)
-        rgb = tuple(int(c) for c in np.clip(rgb, 0, 255))
-        objects.append(SceneObject(str(noun), colour, rgb, NOUNS[noun].size * float(rng.uniform(1.08, 1.42))))
+    objects = _draw_objects(zipf, rng)
     states: list[ObjectState] = []
     for thing in objects:
         angle = float(rng.uniform(-50, 50)) if NOUNS[thing.noun].lies_flat else 0.0
@@ -128,6 +122,18 @@ def plan_video(seed: Sequence[int], seconds: float, statistics: WorldStatistics 
         states = after
         start = end + float(rng.uniform(*PAUSE_SECONDS))
     return VideoPlan(video_uid, seconds, tuple(objects), tuple(actions), tuple(seed))
+
+
+def _draw_objects(zipf: float, rng: np.random.Generator) -> list[SceneObject]:
+    """NUM_OBJECTS things of different nouns, or of nouns by Zipf's law, each in a shade of its colour."""
+    objects = []
+    nouns = {"p": _zipf(len(NOUNS), zipf)} if zipf else {"replace": False}
+    for noun in rng.choice(list(NOUNS), size=NUM_OBJECTS, **nouns):
+        colour = str(rng.choice(list(COLOURS)))
+        rgb = np.array(COLOURS[colour]) * rng.uniform(0.85, 1.08) + rng.uniform(-14, 14, 3)
+        rgb = tuple(int(c) for c in np.clip(rgb, 0, 255))
+        objects.append(SceneObject(str(noun), colour, rgb, NOUNS[noun].size * float(rng.uniform(1.08, 1.42))))
+    return objects
 
 
 def _zipf(count: int, exponent: float) -> np.ndarray:

@@ -124,14 +124,19 @@ def extract(
             _write_texts(model, processor, output / "text", missing_texts, layout)
         write_json(output / file_name(FAILURES, shard), failures)
         if shard is None:
-            folder.merge()
-            if layout == "hdf5":
-                link_features(output, folder.rows)
-            if queries:
-                _cut_clips(output, queries, folder.rows, settings, layout)
+            _complete(output, folder, queries, settings, layout)
     uids = {video.uid for video in videos}
     finished = folder.rows if shard is None else {uid: row for uid, row in folder.rows.items() if uid in uids}
     return Extraction(finished, len(reused), failures, len(own_texts), len(queries) - len(texts))
+
+
+def _complete(output: Path, folder: "_Finished", queries: list[dict], settings: WindowSettings, layout: str) -> None:
+    """What covers all videos, after the last of them: one manifest, HDF5's links, the clips of the queries."""
+    folder.merge()
+    if layout == "hdf5":
+        link_features(output, folder.rows)
+    if queries:
+        _cut_clips(output, queries, folder.rows, settings, layout)
 
 
 def _check_options(layout: str, dtype: str, shard: Shard | None, merge: bool) -> None:

@@ -154,14 +154,18 @@ def embed_video(
     features = torch.cat(rows)
     if len(features) != len(spans):
         raise ClipReadError(f"{video.uid}: {len(features)} of {len(spans)} windows could be decoded.")
+    _check_finite(video.uid, features, spans)
+    return VideoFeatures(cells(duration, settings), features.numpy())
+
+
+def _check_finite(uid: str, features: torch.Tensor, spans: np.ndarray) -> None:
     finite = torch.isfinite(features.flatten(1)).all(1)
     if not finite.all():
         first = int((~finite).nonzero()[0])
         raise ValueError(
-            f"{video.uid}: {int((~finite).sum())} of {len(features)} features are not finite in {dtype}, the first at "
-            f"{spans[first, 0]:.3f} s."
+            f"{uid}: {int((~finite).sum())} of {len(features)} features are not finite in {features.dtype}, the first "
+            f"at {spans[first, 0]:.3f} s."
         )
-    return VideoFeatures(cells(duration, settings), features.numpy())
 
 
 def _embed(model, pixel_values: torch.Tensor, kind: str) -> torch.Tensor:
