@@ -213,7 +213,6 @@ def draw(number: str, content: dict, folder: Path) -> list[Path]:
     paths = []
     for name, (curves, across) in pictures.items():
         path = folder / f"{name}.png"
-        labels = sum(8 * len(label) + 24 for label in curves)
-        draw_curves(curves, size=(max(640, 100 + labels), 360), across=across).save(path)
+        draw_curves(curves, across=across).save(path)
         paths.append(path)
     return paths

@@ -1,5 +1,6 @@
 """The cost and the course of a run: throughput, shares of time, memory, curves of loss and EgoMCQ."""
 
+import math
 import resource
 import sys
 import time
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from transformers import TrainerCallback
 
 from ..files.writing import write_json
@@ -109,40 +110,61 @@ _COLOURS = ("#1f5fa8", "#c8501e", "#3c8c3c", "#7a4fa0", "#a08020", "#209090", "#
 
 
 def draw_curves(
-    curves: dict[str, list[tuple[float, float]]], size: tuple[int, int] = (640, 360), across: str = "step"
+    curves: dict[str, list[tuple[float, float]]], size: tuple[int, int] = (800, 450), across: str = "step"
 ) -> Image.Image:
-    """A picture of named curves of (step, value), with the axes' ends written on them; `across` names the first."""
-    width, height = size
-    left, right, top, bottom = 64, 16, 24, 28
+    """A picture of named curves of (step, value) with round ticks; `across` names the horizontal axis."""
     points = [point for curve in curves.values() for point in curve]
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    low, high = min(ys), max(ys)
-    low, high = (low - 0.5, high + 0.5) if low == high else (low, high)
-    first, last = min(xs), max(xs)
+    x_ticks, y_ticks = (round_ticks(min(values), max(values)) for values in zip(*points))
+    font = ImageFont.load_default(max(14, size[1] // 26))
+    y_labels = [f"{value:g}" for value in y_ticks]
+    # Room for the widest label at the left, for half a label at the right, and for the lines of text above and below.
+    left = 12 + int(max(font.getlength(label) for label in y_labels))
+    right, line = 8 + int(font.getlength(f"{x_ticks[-1]:g}") / 2), int(1.5 * font.size)
+    names = _in_lines(list(curves), font, left, size[0])
+    top, bottom = line * (1 + max(row for _, row in names)), 2 * line
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = 0.5 if first == last else (x - first) / (last - first)
-        return left + across * (width - left - right), height - bottom - (y - low) / (high - low) * (
-            height - top - bottom
-        )
+        shares = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return left + shares[0] * (size[0] - left - right), size[1] - bottom - shares[1] * (size[1] - top - bottom)
 
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        value = low + share * (high - low)
-        y = place(first, value)[1]
-        draw.line([(left, y), (width - right, y)], fill="#e0e0e0")
-        draw.text((4, y - 6), f"{value:.4g}", fill="black")
-    for x in {first, last}:
-        draw.text((place(x, low)[0] - 12, height - bottom + 8), f"{x:g}", fill="black")
-    draw.text((width // 2 - 12, height - bottom + 8), across, fill="black")
-    label = left
-    for (name, curve), colour in zip(curves.items(), _COLOURS):
+    for value, label in zip(y_ticks, y_labels):
+        y = place(x_ticks[0], value)[1]
+        draw.line([(left, y), (size[0] - right, y)], fill="#e0e0e0")
+        draw.text((left - 6, y), label, fill="black", font=font, anchor="rm")
+    for value in x_ticks:
+        draw.text(
+            (place(value, y_ticks[0])[0], size[1] - bottom + 6), f"{value:g}", fill="black", font=font, anchor="ma"
+        )
+    draw.text((size[0] // 2, size[1] - 4), across, fill="black", font=font, anchor="md")
+    for (name, curve), colour, (at, row) in zip(curves.items(), _COLOURS, names):
         placed = [place(x, y) for x, y in curve]
         if len(placed) > 1:
             draw.line(placed, fill=colour, width=2)
         for x, y in placed if len(placed) < 50 else []:
-            draw.ellipse([(x - 2, y - 2), (x + 2, y + 2)], fill=colour)
-        draw.text((label, 6), name, fill=colour)
-        label += 8 * len(name) + 24
+            draw.ellipse([(x - 3, y - 3), (x + 3, y + 3)], fill=colour)
+        draw.text((at, 4 + row * line), name, fill=colour, font=font)
     return picture
+
+
+def _in_lines(names: list[str], font, left: int, width: int) -> list[tuple[int, int]]:
+    """Where each name of the legend begins, and in which line: a new one where the picture ends."""
+    places, at, row = [], left, 0
+    for name in names:
+        length = int(font.getlength(name))
+        if at > left and at + length > width - 8:
+            at, row = left, row + 1
+        places.append((at, row))
+        at += length + 24
+    return places
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Three to seven round numbers in equal steps; the first is at most `low` and the last at least `high`."""
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    power = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= 5)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(number * step, 12) for number in range(first, last + 1)]

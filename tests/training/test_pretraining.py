@@ -10,7 +10,7 @@ from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoForVideoTextRetri
 from modeling_svitt_ego.model.resampling import resample_relative_position_bias
 from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
 from modeling_svitt_ego.training.objectives import freeze_unreached_parameters, set_weights
-from modeling_svitt_ego.training.run_summary import RunSummary, draw_curves
+from modeling_svitt_ego.training.run_summary import RunSummary, draw_curves, round_ticks
 from modeling_svitt_ego.training.temporal_stages import Stage, apply_sparsity, parse_stages
 from tests.helpers.tiny_model import gradients, tiny_batch, tiny_model
 from tests.helpers.tiny_pretraining import CHECKPOINTING, losses, make_corpus, make_trainer
@@ -226,9 +226,21 @@ def test_waiting_is_counted_as_data():
 
 
 def test_curves_are_drawn_where_the_values_are():
-    """Catches an axis upside down: the falling curve's first point is above its last."""
+    """Catches an axis upside down, and labels that are cut at the border of the picture."""
     picture = draw_curves({"loss": [(0, 3.0), (10, 1.0)], "other": []}).convert("RGB")
-    blue = [(x, y) for x in range(picture.width) for y in range(20, 330) if picture.getpixel((x, y)) == (31, 95, 168)]
+    colours = picture.load()
+    blue = [(x, y) for x in range(picture.width) for y in range(30, 420) if colours[x, y] == (31, 95, 168)]
     left, right = min(blue), max(blue)
-    assert left[0] < 70 and right[0] > 600 and left[1] < 40 and right[1] > 320
+    assert left[0] < 70 and right[0] > 700 and left[1] < 60 and right[1] > 380
+    dark = [(x, y) for x in range(picture.width) for y in range(picture.height) if sum(colours[x, y]) < 200]
+    (x0, y0), (x1, y1) = map(min, zip(*dark)), map(max, zip(*dark))
+    assert x0 > 1 and x1 < picture.width - 2 and y0 > 1 and y1 < picture.height - 1
     draw_curves({"constant": [(5, 2.0)]})
+
+
+def test_ticks_are_round_and_cover_the_values():
+    """Catches ticks such as 1.511, and a curve that leaves the axes."""
+    assert round_ticks(0.2436, 1.933) == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert round_ticks(4, 64) == [0.0, 20.0, 40.0, 60.0, 80.0]
+    assert round_ticks(-3, -1) == [-3.0, -2.5, -2.0, -1.5, -1.0]
+    assert round_ticks(2.0, 2.0)[0] <= 1.5 and round_ticks(2.0, 2.0)[-1] >= 2.5
