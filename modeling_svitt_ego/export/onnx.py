@@ -6,8 +6,6 @@ random edges are those of evaluation (`pattern_seed`).
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files.writing import folder_aside
 from ..weights.fingerprint import model_fingerprint
 from .towers import TextTower, VideoTower, example_clips, example_texts
 
@@ -71,9 +70,7 @@ def export_onnx(
     model = model.to("cpu", torch.float32).eval()
     config = model.config
     num_frames = num_frames or config.vision_config.num_frames
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with folder_aside(folder) as part:
         towers = _export_towers(model, part, num_frames, int8_text, calibration)
         processor.save_pretrained(part)
         config.save_pretrained(part)
@@ -85,10 +82,6 @@ def export_onnx(
             "towers": [asdict(tower) for tower in towers],
         }
         (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        part.chmod(0o755)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return towers
 
 
