@@ -24,7 +24,7 @@ from .decode_torchcodec import read_video_decoder
 from .decoded_frames import as_array, as_pixels, channels_first
 from .random_part import random_part
 from .video_inputs import Frames, Window, clips_of, is_video_decoder, metadata_of
-from .video_source import VideoInfo, as_source
+from .video_source import TIME_TOLERANCE, VideoInfo, as_source
 
 # Settings of one call that are never saved: JSON has no generators, and a folder must not make a user download things.
 _OF_A_CALL = ("generator", "allow_urls")
@@ -188,7 +188,18 @@ class SViTTEgoVideoProcessor(BaseVideoProcessor):
         generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> list[int]:
-        """Indices of the frames to take from a decoded clip; `fps` needs the clip's own rate in `metadata`."""
+        """
+        Indices of the frames to take from a decoded clip; `fps` needs the clip's own rate in `metadata`.
+
+        Where `metadata` says that the frames are a whole video (its `fps`, and `frames_indices` from 0 on), they are
+        those that are taken from its file.
+        """
+        if metadata.fps and metadata.frames_indices == list(range(metadata.total_num_frames)):
+            duration = metadata.total_num_frames / metadata.fps
+            count = max(1, round(duration * fps)) if fps is not None else num_frames or self.num_frames
+            times = clip_times(0.0, duration, count, sampling or self.sampling, generator)
+            late = min(TIME_TOLERANCE, 0.25 / metadata.fps)
+            return [min(int((t + late) * metadata.fps), metadata.total_num_frames - 1) for t in times]
         if fps is not None:
             if metadata.fps is None:
                 raise ValueError(f"fps={fps} needs the clip's own frame rate: pass video_metadata with fps.")

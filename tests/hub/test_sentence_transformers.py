@@ -1,15 +1,34 @@
 """A saved folder in sentence-transformers, by its own documented calls; the folder needs no extra files."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from modeling_svitt_ego import SViTTEgoModel, SViTTEgoProcessor
+from tests.helpers.hub_double import WRITE_TOKEN, HubDouble
 from tests.helpers.tiny_data import write_video
 from tests.helpers.tiny_folder import NARRATIONS, save_tiny_folder
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 datasets = pytest.importorskip("datasets")
+
+REPO = Path(__file__).resolve().parents[2]
+OPEN_FROM_HUB = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from tests.helpers.block_modules import block
+block({"modeling_svitt_ego"})
+import numpy as np
+from sentence_transformers import SentenceTransformer
+name, out, *inputs = sys.argv[1:]
+encoder = SentenceTransformer(name, trust_remote_code=True, device="cpu")
+np.savez(out, *[encoder.encode([value])[0] for value in inputs])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +83,13 @@ def test_videos_by_path_window_and_array(encoder, expected, videos):
     np.testing.assert_allclose(encoder.encode([frames]), expected(videos=[frames]), atol=1e-6)
 
 
+def test_videos_by_decoder(encoder, expected, videos):
+    """Catches a torchcodec VideoDecoder, what `datasets.Video` columns give, that is taken for something else."""
+    decoders = pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, RuntimeError))
+    given = [decoders.VideoDecoder(path) for path in videos]
+    np.testing.assert_allclose(encoder.encode(given), expected(videos=videos), atol=1e-6)
+
+
 def test_similarity_is_the_cosine(encoder, expected, videos):
     """Catches dot products of embeddings that are not of unit length."""
     similarity = encoder.similarity(encoder.encode(videos), encoder.encode(NARRATIONS))
@@ -108,3 +134,23 @@ def test_a_loss_of_the_library_trains_both_towers(folder, videos, tmp_path):
     encoder.save(str(tmp_path / "saved"), create_model_card=False)
     again = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
     np.testing.assert_allclose(again.encode(NARRATIONS), encoder.encode(NARRATIONS), atol=1e-6)
+
+
+def test_a_pushed_folder_opens_where_the_package_is_not_installed(folder, expected, videos, tmp_path):
+    """Catches a push that leaves out what sentence-transformers asks the Hub for, and code that needs the package."""
+    name = "someone/svitt-ego-tiny"
+    with HubDouble() as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": WRITE_TOKEN}
+        settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(REPO)}
+
+        def run(*arguments):
+            command = [sys.executable, *arguments]
+            done = subprocess.run(command, env=os.environ | settings, cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-2000:]
+
+        run("-m", "modeling_svitt_ego.cli", "push", str(folder), name)
+        settings["PYTHONPATH"] = ""
+        run("-c", OPEN_FROM_HUB, str(REPO), name, str(tmp_path / "vectors.npz"), NARRATIONS[0], videos[0])
+    text, video = np.load(tmp_path / "vectors.npz").values()
+    np.testing.assert_allclose(text, expected(text=NARRATIONS[:1])[0], atol=1e-6)
+    np.testing.assert_allclose(video, expected(videos=videos[:1])[0], atol=1e-6)

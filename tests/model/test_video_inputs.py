@@ -68,6 +68,8 @@ def test_decoded_frames_with_their_metadata():
     """sentence-transformers hands clips around so; fps of a call needs the clip's own."""
     frames = np.stack([picture(i) for i in range(40)])
     assert read({"array": frames, "video_metadata": None}) == [[4, 14, 24, 34]]
+    whole = {"fps": 10.0, "total_num_frames": 40, "frames_indices": list(range(40))}
+    assert read({"array": frames, "video_metadata": whole}) == [[5, 15, 25, 35]]  # as from the file
     with_rate = {"array": frames, "video_metadata": {"fps": 20.0, "total_num_frames": 40, "duration": 2.0}}
     out = raw()([with_rate], fps=5, return_metadata=True, return_tensors="pt")
     assert numbers(out["pixel_values_videos"]) == [[1, 5, 9, 13, 17, 21, 25, 29, 33, 37]]
