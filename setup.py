@@ -80,6 +80,7 @@ setup(
             "mypy>=1.14",
             "scipy",
             "sentence-transformers>=6",
+            "mteb>=2.26; python_version >= '3.11'",  # examples/mteb_encoder.py
             "faiss-cpu",
             "onnx>=1.18",
             "onnxscript>=0.5",
