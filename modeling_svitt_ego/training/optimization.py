@@ -1,13 +1,14 @@
 """Muon for the weight matrices of the layers and AdamW for the rest, as one optimizer.
 
-Muon (K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; torch.optim.Muon) makes the
-update of a matrix orthogonal: its weak directions learn as fast as its strong ones. Trained from scratch, the tiny
-model learns the order of frames with it in a tenth of the clips that AdamW needs. The published recipe, which starts
-from BEiT and BERT, is AdamW alone, and that is the default.
+Muon (muon.py) makes the update of a matrix orthogonal: its weak directions learn as fast as its strong ones. Trained
+from scratch, the tiny model learns the order of frames with it in a tenth of the clips that AdamW needs. The published
+recipe, which starts from BEiT and BERT, is AdamW alone, and that is the default.
 """
 
 import torch
 from torch import nn
+
+from .muon import Muon
 
 
 def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -26,7 +27,7 @@ def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
 class MuonWithAdamW(torch.optim.Optimizer):
     """
     Args:
-        matrices: parameters for `torch.optim.Muon`, each 2-D.
+        matrices: parameters for [`Muon`], each 2-D.
         groups: parameter groups (dicts with `params`, `weight_decay`) for `torch.optim.AdamW`; the matrices are taken
             out of them and keep their weight decay.
         muon_learning_rate (`float`): Muon's, in AdamW's units: an update has the root mean square that AdamW's would
@@ -52,7 +53,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 f"{sum(len(g['params']) for g in muon_groups)} matrices for Muon and "
                 f"{sum(len(g['params']) for g in adam_groups)} other parameters for AdamW: use one optimizer alone."
             )
-        self._muon = torch.optim.Muon(muon_groups, lr=muon_learning_rate, adjust_lr_fn="match_rms_adamw")
+        self._muon = Muon(muon_groups, lr=muon_learning_rate)
         self._adamw = torch.optim.AdamW(adam_groups, lr=learning_rate, **adam_kwargs)
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
 

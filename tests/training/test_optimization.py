@@ -8,6 +8,7 @@ from torch import nn
 
 from modeling_svitt_ego import SViTTEgoForPreTraining
 from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
+from modeling_svitt_ego.training.muon import orthogonalize
 from modeling_svitt_ego.training.optimization import MuonWithAdamW, layer_matrices
 from modeling_svitt_ego.training.patch_whitening import whiten_patch_projection
 from modeling_svitt_ego.training.trainer import SViTTEgoTrainer
@@ -34,7 +35,8 @@ def step(model, optimizer, number):
     optimizer.zero_grad()
 
 
-def test_each_part_takes_torchs_own_step():
+def test_each_part_takes_torchs_own_step_but_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())  # torch's Muon iterates in it
     ours, theirs = make_model(), make_model()
     optimizer = make_optimizer(ours)
     layer, embedding = theirs["layers"], theirs["word_embeddings"]
@@ -49,6 +51,22 @@ def test_each_part_takes_torchs_own_step():
             part.zero_grad()
     for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters()):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_an_update_has_singular_values_near_one_and_the_precision_of_float32(shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    exact, settings = matrix.double(), ((3.4445, -4.7750, 2.0315), 5, 1e-7)
+    update = orthogonalize(matrix, *settings)
+    assert update.dtype == torch.float32 and update.shape == shape
+    values = torch.linalg.svdvals(update)
+    assert 0.5 < values.min() and values.max() < 1.5
+    left, old, right = torch.linalg.svd(exact, full_matrices=False)
+    new = old / exact.norm()
+    for _ in range(5):
+        new = 3.4445 * new - 4.7750 * new**3 + 2.0315 * new**5
+    torch.testing.assert_close(update, (left * new @ right).float(), atol=1e-4, rtol=0)
 
 
 def test_a_loaded_checkpoint_goes_on_as_if_never_stopped():
