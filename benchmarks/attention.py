@@ -45,12 +45,16 @@ from modeling_svitt_ego.training.memory_plan import SavedBytes
 from modeling_svitt_ego.weights.provenance import package_commit
 
 REFERENCE = "dense/library"
+# svitt-ego-base-temporal's edges: as many attended blocks as the paper's.
+TEMPORAL = dict(num_local_blocks=1, num_temporal_blocks=2, num_random_blocks=1, block_size=49)
 # What edge and node sparsity change; the rest is the base size's defaults.
 PATTERNS = {
     "dense": dict(num_random_blocks=None, keep_rate=1.0),
     "edge": dict(num_random_blocks=3, keep_rate=1.0),
     "node": dict(num_random_blocks=None, keep_rate=0.7),
     "both": dict(num_random_blocks=3, keep_rate=0.7),
+    "temporal": TEMPORAL | dict(keep_rate=1.0),
+    "temporal-both": TEMPORAL | dict(keep_rate=0.7),
 }
 # "library" is what one would write with the library alone: F.scaled_dot_product_attention with the bias as mask, in
 # torch's own graph; "sdpa" computes dense attention in chunks, and its tower keeps less (lean_linear.py).
@@ -59,6 +63,8 @@ IMPLEMENTATIONS = {
     "edge": ("eager", "sdpa", "flex_attention"),
     "node": ("eager", "library", "sdpa", "flex_attention"),
     "both": ("eager", "sdpa", "flex_attention"),
+    "temporal": ("sdpa",),
+    "temporal-both": ("sdpa",),
 }
 OTHERS = ("bigbird", "videomae", "timesformer")
 AttentionInterface.register("library", sdpa_attention_forward)
