@@ -284,11 +284,11 @@ class _Writer:
         if (frame.width, frame.height) != self.source_size:
             raise TranscodeError(f"{self.path}: the source's frames change size at {self.start + float(begin):.3f} s.")
         if self.turns:
-            picture = self.reformatter.reformat(frame, *self.size, format="rgb24", interpolation="BICUBIC")
+            picture = self.reformatter.reformat(frame, *self.size, format="rgb24", interpolation="BICUBIC", threads=1)
             turned = np.ascontiguousarray(np.rot90(picture.to_ndarray(), self.turns))
-            small = av.VideoFrame.from_ndarray(turned, format="rgb24").reformat(format="yuv420p")
+            small = av.VideoFrame.from_ndarray(turned, format="rgb24").reformat(format="yuv420p", threads=1)
         else:
-            small = self.reformatter.reformat(frame, *self.size, format="yuv420p", interpolation="BICUBIC")
+            small = self.reformatter.reformat(frame, *self.size, format="yuv420p", interpolation="BICUBIC", threads=1)
         # The source's frame type would otherwise be forced on the encoder, and with it the source's key frames.
         small.pict_type = av.video.frame.PictureType.NONE
         small.pts, small.time_base = first, self.tick

@@ -212,7 +212,7 @@ class Cursor:
         for moment in moments:
             frame = self.frame_at(self.ticks(moment))
             if frame is not previous:
-                picture = convert.reformat(frame, format="rgb24").to_ndarray()
+                picture = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 picture, previous = upright(picture, display_matrix(frame)), frame
             yield picture
 

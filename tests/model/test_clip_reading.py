@@ -330,6 +330,20 @@ def test_workers_can_read_after_the_parent_has(plain, method):
         worker.join()
 
 
+def test_frames_are_converted_in_this_thread(plain, monkeypatch):
+    """Catches FFmpeg's threads for every frame: on a busy machine waiting for them took longer than decoding."""
+    asked, reformatter = [], av.video.reformatter.VideoReformatter
+
+    class Recording:
+        def reformat(self, frame, **options):
+            asked.append(options.get("threads"))
+            return reformatter().reformat(frame, **options)
+
+    monkeypatch.setattr(av.video.reformatter, "VideoReformatter", Recording)
+    read_clip(plain, [0.0, 0.5], backend="pyav")
+    assert asked == [1, 1]
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
 def test_nothing_stays_open(folder, plain):
     """A leak of one handle per clip, or per error, ends a long run."""
