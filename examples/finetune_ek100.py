@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained SViTT-Ego on EPIC-KITCHENS-100 multi-instance retrieval: all weights, or LoRA by PEFT.
+"""Fine-tune a pretrained SViTT-Ego on EPIC-KITCHENS-100 multi-instance retrieval: all weights, LoRA, or a probe.
 
     python examples/finetune_ek100.py --model FOLDER --annotations ANNOTATIONS/retrieval_annotations \
         --videos EPIC-KITCHENS --layout epic --objective sms --method full --output_dir runs/ek100
@@ -6,9 +6,10 @@
 A text for each clip is drawn among the sentences of relevance above 0.1; the loss is SMS, adaptive MI-MM, InfoNCE or
 InfoNCE with soft targets; after every epoch the test set is scored. `--contrastive_batch_size 512
 --per_device_train_batch_size 8` contrasts 512 clips in the memory of 8. `--rerank_top_k 20` also trains the matching
-head and re-ranks the best 20 of each ranking with it. On the synthetic world of `svitt-ego demo`:
+head and re-ranks the best 20 of each ranking with it. `--method probe` trains the two projections on frozen towers. On
+the synthetic world of `svitt-ego demo`:
 
-    svitt-ego demo --output svitt-ego-demo
+    svitt-ego demo --output svitt-ego-demo --training-videos
     python examples/finetune_ek100.py --model svitt-ego-demo/model --world svitt-ego-demo/world --num_train_epochs 6
 
 Every argument of `transformers.TrainingArguments` works; `--help` lists them.
@@ -31,14 +32,18 @@ from modeling_svitt_ego import (
 )
 from modeling_svitt_ego.commands.running import run_script
 from modeling_svitt_ego.data.clips import EgoClipDataset
+from modeling_svitt_ego.data.decoded_clips import DecodedClips
 from modeling_svitt_ego.data.layouts import VideoStore
 from modeling_svitt_ego.data.relevance import RelevantSentences, RetrievalCollator, training_table
 from modeling_svitt_ego.demo.synthetic_benchmarks import write_epic_kitchens
 from modeling_svitt_ego.demo.synthetic_world import WorldPaths
 from modeling_svitt_ego.evaluation.ek100 import EK100Evaluator
 from modeling_svitt_ego.model.contrastive import Contrastive
-from modeling_svitt_ego.model.matching import VideoTextMatching
-from modeling_svitt_ego.training.retrieval_objectives import RETRIEVAL_OBJECTIVES, FollowSchedules
+from modeling_svitt_ego.training.retrieval_objectives import RETRIEVAL_OBJECTIVES, FollowSchedules, RelevanceMatching
+
+PATHS = "model", "annotations", "videos", "world", "cache_clips"
+PROJECTIONS = "video_projection", "text_projection"
+LEARNING_RATES = {"full": 3e-5, "lora": 1e-3, "probe": 1e-3}
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Options:
     videos: str | None = field(default=None, metadata={"help": "folder of the videos"})
     layout: str | None = field(default=None, metadata={"help": "of the videos: epic, epic-avion, …; else found"})
     world: str | None = field(default=None, metadata={"help": "instead of both: the world of `svitt-ego demo`"})
-    method: str = field(default="full", metadata={"help": "full or lora"})
+    method: str = field(default="full", metadata={"help": "full, lora or probe"})
     rank: int = field(default=8, metadata={"help": "rank of LoRA's updates"})
     objective: str = field(default="sms", metadata={"help": "sms, mi_mm, soft_info_nce or info_nce"})
     margin: str | None = field(default=None, metadata={"help": "of sms and mi_mm: a number, or cosine:0.4:0.8:5"})
@@ -58,6 +63,9 @@ class Options:
     relevance_threshold: float = field(default=0.1, metadata={"help": "sentences above it are drawn"})
     template: str = field(default="{}", metadata={"help": "what is made of a sentence, such as '#C C {}'"})
     num_frames: int | None = field(default=None, metadata={"help": "frames per clip; the model's own otherwise"})
+    cache_clips: str | None = field(
+        default=None, metadata={"help": "folder for decoded training clips: decode once, train many epochs and runs"}
+    )
     rerank_top_k: int | None = field(default=None, metadata={"help": "also train the matching head, and re-rank"})
 
 
@@ -66,7 +74,7 @@ class Recipe(SViTTEgoTrainingArguments):
     output_dir: str = field(default="runs/finetune_ek100")
     num_train_epochs: float = field(default=20.0)
     per_device_train_batch_size: int = field(default=32)
-    learning_rate: float | None = field(default=None, metadata={"help": "3e-5; with LoRA 1e-3"})
+    learning_rate: float | None = field(default=None, metadata={"help": "by default 3e-5 (full), 1e-3 (lora, probe)"})
     lr_scheduler_type: str = field(default="cosine")
     eval_strategy: str = field(default="epoch")
     save_strategy: str = field(default="no")
@@ -77,10 +85,12 @@ class Recipe(SViTTEgoTrainingArguments):
 def main(argv: list[str] | None = None) -> dict:
     parser = HfArgumentParser((Options, Recipe), description=__doc__)
     options, args = parser.parse_args_into_dataclasses(argv)
-    if options.method not in ("full", "lora") or options.objective not in (*RETRIEVAL_OBJECTIVES, "info_nce"):
-        raise ValueError("--method must be full or lora, --objective one of sms, mi_mm, soft_info_nce and info_nce.")
+    objectives = (*RETRIEVAL_OBJECTIVES, "info_nce")
+    for name, known in (("method", LEARNING_RATES), ("objective", objectives)):
+        if getattr(options, name) not in known:
+            raise ValueError(f"--{name} ({getattr(options, name)}) must be one of {', '.join(known)}.")
     if args.learning_rate is None:
-        args.learning_rate = 1e-3 if options.method == "lora" else 3e-5
+        args.learning_rate = LEARNING_RATES[options.method]
     set_seed(args.seed)
 
     # 1. The csv files of both splits. The synthetic world writes its own, with the same names.
@@ -106,25 +116,32 @@ def main(argv: list[str] | None = None) -> dict:
     else:
         margin = {} if options.margin is None else {"margin": options.margin}
         objective = RETRIEVAL_OBJECTIVES[options.objective](**margin)
-    model.objectives = [objective, *([VideoTextMatching(weight=1.0)] if rerank else [])]
+    model.objectives = [objective, *([RelevanceMatching(weight=1.0)] if rerank else [])]
     wrapped = model
     if options.method == "lora":
-        towers = ("vision", "text", *(("fusion",) if rerank else ()))
-        heads = ["video_projection", "text_projection", *(["vtm_head"] if rerank else [])]
+        towers = lora_target_modules("vision", "text", *(["fusion"] if rerank else []))
         lora = LoraConfig(
             task_type="FEATURE_EXTRACTION",
             r=options.rank,
             lora_alpha=2 * options.rank,
-            target_modules=lora_target_modules(*towers),
-            modules_to_save=heads,
+            target_modules=f"{towers}|{'|'.join(PROJECTIONS)}",
+            modules_to_save=["vtm_head"] if rerank else None,
         )
         wrapped = get_peft_model(model, lora)
+    elif options.method == "probe":
+        model.requires_grad_(False)
+        for head in (*PROJECTIONS, *(["vtm_head"] if rerank else [])):
+            getattr(model, head).requires_grad_(True)
 
     # 3. Clips, each with a sentence that fits it; and the evaluator of the test set.
     clips, sentences = load_epic_kitchens(train[0], split="train"), load_epic_kitchens(*train, split="train")
     texts = RelevantSentences(clips, sentences, options.relevance_threshold, options.template)
     store = VideoStore(options.videos, options.layout)
-    dataset = EgoClipDataset(training_table(clips), store, num_frames=num_frames, seed=args.seed, texts=texts)
+    reading = {"num_frames": num_frames, "seed": args.seed, "texts": texts}
+    if options.cache_clips is None:
+        dataset = EgoClipDataset(training_table(clips), store, **reading)
+    else:
+        dataset = DecodedClips(training_table(clips), store, options.cache_clips, **reading)
     scoring = {"scoring": "rerank", "top_k": options.rerank_top_k} if rerank else {}
     workers = args.dataloader_num_workers
     common = {"template": options.template, "layout": options.layout, "num_workers": workers}
@@ -152,7 +169,7 @@ def main(argv: list[str] | None = None) -> dict:
         "trainable_share": 100 * trainable / (sum(p.numel() for p in wrapped.parameters()) - added),
         "num_train_clips": len(dataset),
         "num_test_clips": zero_shot.num_items,
-        "options": {name: value for name, value in vars(options).items() if name not in ("model", "videos", "world")},
+        "options": {name: value for name, value in vars(options).items() if name not in PATHS},
         "seed": args.seed,
     }
 

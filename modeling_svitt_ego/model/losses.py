@@ -124,9 +124,14 @@ def video_text_matching(
     Args:
         logits (`torch.Tensor` of shape `(pairs, 2)`).
         labels (`torch.LongTensor` of shape `(pairs,)`): 1 where clip and text belong together, 0 where they do not,
-            -100 where the pair does not count.
+            -100 where the pair does not count. A `torch.FloatTensor` says how well they fit, in [0, 1].
         num_pairs (`torch.Tensor`, *optional*): divisor of the sum; by default the number of pairs that count.
     """
+    if labels.is_floating_point():
+        counted = labels != -100
+        logits, shares = _wide(logits)[counted], torch.stack([1 - labels, labels], dim=-1)[counted]
+        total = F.cross_entropy(logits, shares.to(logits.dtype), reduction="sum")
+        return total / (counted.sum().clamp(min=1) if num_pairs is None else num_pairs)
     return _mean_cross_entropy(logits, labels, num_pairs)
 
 

@@ -24,6 +24,8 @@ class VideoTextMatching(Objective):
     """
     Does this narration belong to this clip? Asked for the b pairs, for each text with a hard negative clip and for
     each clip with a hard negative text; both are drawn by similarity among everyone's rows that are no positives.
+
+    A subclass that knows better what is a negative, or how well it fits, replaces `draw` and `labels`.
     """
 
     name = "vtm"
@@ -35,8 +37,24 @@ class VideoTextMatching(Objective):
         logits, labels = self.score_pairs(model, batch)
         batch.outputs.vtm_logits = logits
         num_pairs = mean_over_processes((labels != -100).sum(), batch.gather)
-        negatives = (labels == 0).sum() / (2 * len(batch.outputs.video_embeds))
+        num_rows = len(batch.outputs.video_embeds)
+        negatives = (labels[num_rows:] != -100).sum() / (2 * num_rows)
         return video_text_matching(logits, labels, num_pairs), {"vtm_negatives_per_clip": negatives}
+
+    def draw(
+        self, config: SViTTEgoConfig, rows: Rows, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each of r texts a clip and for each clip a text, numbers among the B; -1 where there is none to draw."""
+        positives = find_positives(config, rows)
+        video_ids = sample_hard_negatives(rows.logits_per_text, positives, generator)
+        return video_ids, sample_hard_negatives(rows.logits_per_video, positives, generator)
+
+    def labels(self, rows: Rows, video_ids: torch.Tensor, text_ids: torch.Tensor) -> torch.Tensor:
+        """
+        Labels `(3, r)` of the pairs, of the texts with the clips drawn and of the clips with the texts drawn: 1 and 0,
+        or floats between; -100 where a pair does not count, as where there was none to draw.
+        """
+        return torch.stack([torch.ones_like(video_ids), negative_labels(video_ids), negative_labels(text_ids)])
 
     def score_pairs(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -45,9 +63,9 @@ class VideoTextMatching(Objective):
         """
         rows = batch.rows
         with torch.no_grad():
-            video_ids, text_ids = draw_negatives(model.config, rows, batch.generator)
+            video_ids, text_ids = self.draw(model.config, rows, batch.generator)
+            labels = self.labels(rows, video_ids, text_ids).flatten()
         own = torch.arange(rows.first, rows.first + len(rows), device=video_ids.device)
-        labels = torch.cat([torch.ones_like(own), negative_labels(video_ids), negative_labels(text_ids)])
         texts = batch.outputs.text_model_output.last_hidden_state
         videos = batch.outputs.vision_model_output.last_hidden_state
         # Texts of all processes have the length of the longest.
@@ -76,11 +94,14 @@ class _CachedVideoTextMatching(CachedObjective):
         step = self.step
         with torch.no_grad():
             own, everyone = compared_with(step)
-            drawn = [draw_negatives(step.core.config, rows) for rows in slices(step, own, everyone, step.temperature)]
+            drawn, labels = [], []
+            for rows in slices(step, own, everyone, step.temperature):
+                drawn.append(self.objective.draw(step.core.config, rows))
+                labels.append(self.objective.labels(rows, *drawn[-1]))
         video_ids, text_ids = (torch.cat(ids) for ids in zip(*drawn))
-        num_negatives = (video_ids >= 0).sum() + (text_ids >= 0).sum()
-        self.num_pairs = mean_over_processes(step.num_rows + num_negatives, step.gather)
-        self.loss_info["vtm_negatives_per_clip"] = num_negatives / (2 * step.num_rows)
+        self.labels = torch.cat(labels, dim=1)
+        self.num_pairs = mean_over_processes((self.labels != -100).sum(), step.gather)
+        self.loss_info["vtm_negatives_per_clip"] = (self.labels[1:] != -100).sum() / (2 * step.num_rows)
         longest = max(len(row) for row in step.masks.rows)
         self.longest = largest_of_processes(longest, step.device, step.gather)
         total = torch.zeros((), device=step.device, dtype=step.videos.dtype)
@@ -94,7 +115,7 @@ class _CachedVideoTextMatching(CachedObjective):
         step, b = self.step, self.step.num_rows
         own = torch.arange(part.first, part.first + part.size, device=step.device) + step.first
         clips, narrations = (torch.where(ids < 0, own, ids) for ids in (video_ids, text_ids))
-        labels = negative_labels(torch.cat([video_ids, text_ids]))
+        labels = self.labels[1:, part.first : part.first + part.size].flatten()
         of_texts = RowExchange(torch.cat([own, narrations]), b, step.gather)
         of_videos = RowExchange(torch.cat([clips, own]), b, step.gather)
         text_rows, video_rows = of_texts.rows.tolist(), of_videos.rows.tolist()
@@ -116,16 +137,7 @@ class _CachedVideoTextMatching(CachedObjective):
         """The pairs' part of the loss."""
         text_states = outputs.text_model_output.last_hidden_state
         logits = core.match(text_states, part.attention_mask, outputs.vision_model_output.last_hidden_state)
-        return video_text_matching(logits, logits.new_ones(part.size, dtype=torch.long), self.num_pairs)
-
-
-def draw_negatives(
-    config: SViTTEgoConfig, rows: Rows, generator: torch.Generator | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each of r texts a clip and for each clip a text, numbers among the B; -1 where all are positives."""
-    positives = find_positives(config, rows)
-    video_ids = sample_hard_negatives(rows.logits_per_text, positives, generator)
-    return video_ids, sample_hard_negatives(rows.logits_per_video, positives, generator)
+        return video_text_matching(logits, self.labels[0, part.first : part.first + part.size], self.num_pairs)
 
 
 def negative_labels(ids: torch.Tensor) -> torch.Tensor:

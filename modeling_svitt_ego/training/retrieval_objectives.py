@@ -14,9 +14,34 @@ from collections.abc import Sequence
 import torch
 from transformers import TrainerCallback
 
+from ..model.losses import itself, sample_hard_negatives
+from ..model.matching import VideoTextMatching
 from ..model.objective_base import EmbeddingObjective, Objective, Rows
 from .relevance_losses import adaptive_max_margin, soft_info_nce, symmetric_multi_similarity, tag_relevance
 from .schedules import parse_schedule
+
+TAGS = ("verb_tags", "noun_tags", "text_verb_tags", "text_noun_tags")
+
+
+def relevance_of_rows(rows: Rows, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Relevance of all texts for these clips, and of these texts for all clips, `(r, B)` each.
+
+    Raises:
+        ValueError: The batch has no tags; the message names the objective `name`.
+    """
+    clips = [(rows.own(tags), rows.everyone(tags)) for tags in TAGS[:2]]
+    if any(own is None for own, _ in clips):
+        raise ValueError(
+            f"The objective '{name}' needs verb_tags and noun_tags in the batch: a collator such as "
+            "RetrievalCollator, and a table with tag_verb and tag_noun."
+        )
+    texts = [(rows.own(tags), rows.everyone(tags)) for tags in TAGS[2:]]
+    texts = [clip if text[0] is None else text for clip, text in zip(clips, texts)]
+    (verbs, all_verbs), (nouns, all_nouns) = clips
+    (text_verbs, all_text_verbs), (text_nouns, all_text_nouns) = texts
+    per_video = tag_relevance(verbs, nouns, all_text_verbs, all_text_nouns)
+    return per_video, tag_relevance(text_verbs, text_nouns, all_verbs, all_nouns)
 
 
 class RelevanceObjective(EmbeddingObjective):
@@ -27,7 +52,7 @@ class RelevanceObjective(EmbeddingObjective):
         progress (`float`): share of the run that is done; [`FollowSchedules`] keeps it current.
     """
 
-    columns = ("verb_tags", "noun_tags", "text_verb_tags", "text_noun_tags")
+    columns = TAGS
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -35,18 +60,7 @@ class RelevanceObjective(EmbeddingObjective):
 
     def relevance(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Of all texts for these clips, and of these texts for all clips, `(r, B)` each."""
-        clips = [(rows.own(name), rows.everyone(name)) for name in ("verb_tags", "noun_tags")]
-        if any(own is None for own, _ in clips):
-            raise ValueError(
-                f"The objective '{self.name}' needs verb_tags and noun_tags in the batch: a collator such as "
-                "RetrievalCollator, and a table with tag_verb and tag_noun."
-            )
-        texts = [(rows.own(f"text_{name}"), rows.everyone(f"text_{name}")) for name in ("verb_tags", "noun_tags")]
-        texts = [clip if text[0] is None else text for clip, text in zip(clips, texts)]
-        (verbs, all_verbs), (nouns, all_nouns) = clips
-        (text_verbs, all_text_verbs), (text_nouns, all_text_nouns) = texts
-        per_video = tag_relevance(verbs, nouns, all_text_verbs, all_text_nouns)
-        return per_video, tag_relevance(text_verbs, text_nouns, all_verbs, all_nouns)
+        return relevance_of_rows(rows, self.name)
 
     def info(self, relevance: torch.Tensor) -> dict[str, torch.Tensor]:
         """What is logged: how much relevance a batch holds for a clip, not counting its own text."""
@@ -137,6 +151,33 @@ class SoftInfoNCE(RelevanceObjective):
         return loss, self.info(relevance[0]) | {"temperature": rows.temperature.detach().squeeze().clone()}
 
 
+class RelevanceMatching(VideoTextMatching):
+    """
+    [`VideoTextMatching`] whose answer is the relevance, for sentences that fit a clip in part.
+
+    The drawn sentence of a clip has a relevance below 1 more often than not, and other clips of the batch have one
+    above 0: as matches and mismatches they would teach the head what is wrong. So each pair's label is its relevance,
+    and nothing of relevance 1 is drawn as a negative. The head's log odds then rank by relevance.
+    """
+
+    columns = TAGS
+
+    def draw(self, config, rows, generator=None):
+        per_video, per_text = relevance_of_rows(rows, self.name)
+        own = itself(*per_video.shape, first=rows.first, device=per_video.device)
+        video_ids = sample_hard_negatives(rows.logits_per_text, own | (per_text == 1), generator)
+        return video_ids, sample_hard_negatives(rows.logits_per_video, own | (per_video == 1), generator)
+
+    def labels(self, rows, video_ids, text_ids):
+        per_video, per_text = relevance_of_rows(rows, self.name)
+        own = itself(*per_video.shape, first=rows.first, device=per_video.device)
+        drawn = [
+            relevance.gather(1, ids.clamp(min=0)[:, None]).squeeze(1).masked_fill(ids < 0, -100)
+            for relevance, ids in ((per_text, video_ids), (per_video, text_ids))
+        ]
+        return torch.stack([(per_video * own).sum(1), *drawn])
+
+
 class FollowSchedules(TrainerCallback):
     """
     Tells the objectives how far the run is before each step, and sets the temperature if it has a schedule.
@@ -187,6 +228,7 @@ __all__ = [
     "AdaptiveMaxMargin",
     "FollowSchedules",
     "RETRIEVAL_OBJECTIVES",
+    "RelevanceMatching",
     "SoftInfoNCE",
     "SymmetricMultiSimilarity",
 ]

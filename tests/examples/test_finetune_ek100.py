@@ -55,17 +55,21 @@ def run(start, name, *arguments):
             "2",
         ],
         ["--objective", "info_nce", "--method", "lora"],
-        ["--objective", "sms", "--rerank_top_k", "3", "--temperature", "0.07"],
+        ["--objective", "sms", "--rerank_top_k", "3", "--temperature", "0.07", "--cache_clips", "CLIPS"],
+        ["--objective", "soft_info_nce", "--method", "probe"],
     ],
-    ids=["mi_mm-cached", "info_nce-lora", "sms-rerank"],
+    ids=["mi_mm-cached", "info_nce-lora", "sms-rerank", "probe"],
 )
 def test_a_run_saves_what_it_measured(start, arguments):
     """Catches results of other weights than those saved: the merged adapters included."""
+    arguments = [str(start[1] / "clips") if name == "CLIPS" else name for name in arguments]
     results, output = run(start, arguments[1], *arguments)
     assert json.loads((output / "results.json").read_text()) == results
     assert results["num_test_clips"] == len(read_actions(start[2])["test"])
     assert ("rerank" in results["metrics"]) == ("sms" in arguments)
-    assert (results["trainable_share"] < 12) == ("lora" in arguments)
+    method = next((name for name in ("lora", "probe") if name in arguments), "full")
+    assert {"lora": results["trainable_share"] < 5, "probe": results["trainable_share"] < 6, "full": True}[method]
+    assert (results["trainable_share"] > 50) == (method == "full")
     annotations = start[1] / "world" / "epic-kitchens"
     files = [annotations / f"EPIC_100_retrieval_test{kind}.csv" for kind in ("", "_sentence")]
     model = load_checkpoint(output / "model", "dual")
@@ -73,6 +77,13 @@ def test_a_run_saves_what_it_measured(start, arguments):
     assert evaluator(model).metrics["map"] == pytest.approx(results["metrics"]["dual"]["map"], abs=0.5)
     before = load_checkpoint(start[1] / "model", "dual").video_projection.weight
     assert not torch.equal(model.video_projection.weight, before)
+    tower = load_checkpoint(start[1] / "model", "dual").vision_model
+    changed = [
+        name
+        for name, tensor in tower.named_parameters()
+        if not torch.equal(tensor, dict(model.vision_model.named_parameters())[name])
+    ]
+    assert (changed == []) == (method == "probe")
 
 
 def test_unknown_methods_are_refused(start):

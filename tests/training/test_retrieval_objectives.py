@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from modeling_svitt_ego import SViTTEgoModel
+from modeling_svitt_ego import SViTTEgoForVideoTextRetrieval, SViTTEgoModel
 from modeling_svitt_ego.model import objective_base
+from modeling_svitt_ego.training import retrieval_objectives
 from modeling_svitt_ego.training.gradient_caching import CachedStep, MicroBatches
 from modeling_svitt_ego.training.objectives import freeze_unreached_parameters
 from modeling_svitt_ego.training.relevance_losses import symmetric_multi_similarity, tag_relevance
@@ -12,6 +13,7 @@ from modeling_svitt_ego.training.retrieval_objectives import (
     RETRIEVAL_OBJECTIVES,
     AdaptiveMaxMargin,
     FollowSchedules,
+    RelevanceMatching,
     SymmetricMultiSimilarity,
 )
 from tests.helpers.tiny_model import STILL, assert_same_gradients, gradients, tiny_batch, tiny_model
@@ -29,12 +31,20 @@ def batch_of(rows):
     return batch
 
 
-@pytest.mark.parametrize("name", RETRIEVAL_OBJECTIVES)
-def test_the_cached_step_equals_forward(name, monkeypatch):
+def nearest(logits, positives, generator=None):
+    """No draw: the most similar negative."""
+    ids = logits.detach().masked_fill(positives, float("-inf")).argmax(-1)
+    return torch.where(positives.all(-1), -1, ids)
+
+
+@pytest.mark.parametrize("objective", [*RETRIEVAL_OBJECTIVES.values(), RelevanceMatching], ids=lambda kind: kind.name)
+def test_the_cached_step_equals_forward(objective, monkeypatch):
     """Catches relevances of the wrong slice of rows, and texts' classes that do not reach the objective."""
     monkeypatch.setattr(objective_base, "ROWS_AT_ONCE", 3)
-    model = tiny_model(SViTTEgoModel, **STILL).double().train()
-    model.objectives = [RETRIEVAL_OBJECTIVES[name](weight=2.0)]
+    monkeypatch.setattr(retrieval_objectives, "sample_hard_negatives", nearest)
+    kind = SViTTEgoForVideoTextRetrieval if objective is RelevanceMatching else SViTTEgoModel
+    model = tiny_model(kind, **STILL).double().train()
+    model.objectives = [objective(weight=2.0)]
     batch = batch_of(7)
     whole = model(**batch, return_loss=True)
     whole.loss.backward()
@@ -60,6 +70,27 @@ def test_the_objective_equals_the_pure_function():
     own = tag_relevance(batch["verb_tags"], batch["noun_tags"])
     expected = symmetric_multi_similarity(cosines, cosines.T, own, own.T)
     torch.testing.assert_close(model(**without, return_loss=True).loss, expected)
+
+
+def test_matching_learns_the_relevance(monkeypatch):
+    """Catches drawn sentences of relevance 0.5 that count as matches, and pairs of relevance 1 as mismatches."""
+    monkeypatch.setattr(retrieval_objectives, "sample_hard_negatives", nearest)
+    model = tiny_model(SViTTEgoForVideoTextRetrieval, **STILL).double()
+    model.objectives = [RelevanceMatching()]
+    batch = batch_of(4)
+    classes = {"verb": [0, 0, 1, 1], "noun": [0, 0, 0, 3], "text_verb": [0, 0, 1, 2], "text_noun": [1, 0, 0, 3]}
+    batch |= {f"{name}_tags": torch.eye(4).double()[rows] for name, rows in classes.items()}
+    outputs = model(**batch, return_loss=True)
+    relevance = tag_relevance(*(batch[f"{kind}_tags"] for kind in ("verb", "noun", "text_verb", "text_noun")))
+    own = torch.eye(4, dtype=torch.bool)
+    texts = nearest(outputs.logits_per_video, own | (relevance == 1))
+    videos = nearest(outputs.logits_per_video.T, own | (relevance.T == 1))
+    assert relevance.diagonal().tolist() == [0.5, 1, 1, 0.5] and texts[0] != 1
+    rows = torch.arange(4)
+    expected = torch.cat([relevance.diagonal(), relevance[videos, rows], relevance[rows, texts]])
+    log_odds = outputs.vtm_logits[:, 1] - outputs.vtm_logits[:, 0]
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(log_odds, expected)
+    torch.testing.assert_close(outputs.loss, loss)
 
 
 def test_a_margin_leaves_the_temperature_alone():
