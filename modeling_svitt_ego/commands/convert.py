@@ -125,13 +125,14 @@ def convert(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _note_on_pairing(vision: "SViTTEgoVisionConfig") -> str | None:
-    """What of the SViTT code's local blocks is not reproduced, where it makes a difference."""
-    if vision.num_random_blocks is None or vision.num_local_blocks < 3:
+    """What reproducing the SViTT code's local blocks costs, where they differ from ours."""
+    if vision.num_mirrored_blocks == 0:
         return None
     return (
-        f"note: with {vision.num_local_blocks} local blocks the outputs differ slightly from those of the SViTT code. "
-        "For the neighbour b+r of query block b, that code takes the keys of block b+r but the bias and the values of "
-        "block b-r; here all three are of block b+r. With 1 local block, as in every published checkpoint, they agree."
+        f"note: with {vision.num_local_blocks} local blocks the SViTT code takes the keys of the neighbour b+r of "
+        "query block b, but the bias and the values of block b-r. The converted model does the same "
+        "(released_attention=true in its vision_config): plain operations compute it, several times slower than the "
+        "kernels on a GPU, and attn_implementation='flex_attention' refuses it."
     )
 
 

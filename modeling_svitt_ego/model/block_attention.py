@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .edge_triton import KERNEL_DEVICES, is_available, supports, triton_attention
 from .second_derivatives import gradients_with_graph, plain_attention, wants_graph
-from .sparsity import RelativePositions, cls_logits
+from .sparsity import RelativePositions, cls_logits, key_blocks
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +38,7 @@ def edge_attention(
     block_ids: torch.Tensor,
     block_size: int,
     attend_padding: bool = False,
+    num_mirrored: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The same as [`edge_attention_reference`]: cost and memory grow with L, not with N.
@@ -47,15 +48,23 @@ def edge_attention(
         table (`torch.Tensor` of shape `(R, H)`): relative position bias.
         block_ids (`torch.LongTensor` of shape `(M, K)` or `(B, M, K)`): the blocks that each block attends to.
         attend_padding (`bool`): as `released_attention` in the configuration.
+        num_mirrored (`int`): local blocks whose keys are those of the mirrored neighbour; see [`key_blocks`]. The
+            Triton kernels cannot compute them, so the plain operations do on every device.
 
     Returns:
         The context (B, H, N, D), laid out as (B, N, H, D), and the [CLS] row of the attention (B, H, N) in float32 or
         wider, which node pruning scores by and through which no gradient flows.
     """
     if uses_kernels(q):
-        return triton_attention(q, k, v, table, positions, block_ids, block_size, attend_padding)
+        if not num_mirrored:
+            return triton_attention(q, k, v, table, positions, block_ids, block_size, attend_padding)
+        if not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"released_attention=True with {num_mirrored} local blocks is computed by plain operations, several "
+                "times slower than by the kernels of this model, which cannot mirror blocks."
+            )
     return _BlockAttention.apply(
-        q, k, v, table, positions.codes, block_ids, block_size, positions.patch_to_cls, attend_padding
+        q, k, v, table, positions.codes, block_ids, block_size, positions.patch_to_cls, attend_padding, num_mirrored
     )
 
 
@@ -65,7 +74,7 @@ def dense_attention(
     """All pairs, computed the same way: what edge sparsity is measured against. As [`edge_attention`]."""
     if uses_kernels(q):
         return triton_attention(q, k, v, table, positions, None)
-    return _BlockAttention.apply(q, k, v, table, positions.codes, None, None, positions.patch_to_cls, False)
+    return _BlockAttention.apply(q, k, v, table, positions.codes, None, None, positions.patch_to_cls, False, 0)
 
 
 def uses_kernels(q: torch.Tensor) -> bool:
@@ -82,10 +91,10 @@ def uses_kernels(q: torch.Tensor) -> bool:
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, table, codes, block_ids, block_size, patch_to_cls, attend_padding):
+    def forward(ctx, q, k, v, table, codes, block_ids, block_size, patch_to_cls, attend_padding, num_mirrored):
         batch, heads, num_tokens, head_dim = q.shape
         statistics = torch.promote_types(q.dtype, torch.float32)
-        plan = _Plan(q, codes, block_ids, block_size, patch_to_cls, attend_padding)
+        plan = _Plan(q, codes, block_ids, block_size, patch_to_cls, attend_padding, num_mirrored)
         query, key, value = plan.query_blocks(q * head_dim**-0.5), plan.key_blocks(k), plan.key_blocks(v)
         bias_table = plan.bias_table(table, statistics)
         cls_key, cls_value = _cls(k), _cls(v)
@@ -98,13 +107,13 @@ class _BlockAttention(torch.autograd.Function):
             bias, _ = plan.bias(chunk, bias_table)
             # The bias of a clip of its own is a fresh tensor; one for all clips is copied once per clip.
             scores = bias if bias.shape[1] == chunk.batch_size else bias.expand(-1, chunk.batch_size, *bias.shape[2:])
-            scores = _add_product(scores.contiguous(), chunk.of(query), plan.gather(chunk, key))
+            scores = _add_product(scores.contiguous(), chunk.of(query), plan.gather(chunk, key, plan.key_ids))
             to_cls = chunk.of(cls_scores)
             top = torch.maximum(scores.amax(-1), to_cls) if scores.shape[-1] else to_cls
             weights = scores.sub_(top[..., None]).exp_()  # (H, b, m, G, K * G)
             cls_weight = (to_cls - top).exp_()
             total = weights.sum(-1).add_(cls_weight)
-            mixed = weights.to(v.dtype) @ plan.gather(chunk, value)
+            mixed = weights.to(v.dtype) @ plan.gather(chunk, value, plan.block_ids)
             mixed = mixed + cls_weight[..., None].to(v.dtype) * cls_value[:, chunk.clips]
             chunk.of(patch_context).copy_(mixed.div_(total[..., None]))
             chunk.of(logsumexp).copy_(top.add_(total.log_()))
@@ -113,20 +122,20 @@ class _BlockAttention(torch.autograd.Function):
         cls_attention, cls_logsumexp = _cls_row(q, k, bias_table, patch_to_cls)
         context[:, :, 0] = (cls_attention.to(v.dtype).unsqueeze(2) @ v).squeeze(2)
         ctx.save_for_backward(q, k, v, table, codes, block_ids, context, logsumexp, cls_logsumexp)
-        ctx.constants = (block_size, patch_to_cls, attend_padding)
+        ctx.constants = (block_size, patch_to_cls, attend_padding, num_mirrored)
         ctx.mark_non_differentiable(cls_attention)
         return context, cls_attention
 
     @staticmethod
     def backward(ctx, grad_context, _):
         q, k, v, table, codes, block_ids, context, logsumexp, cls_logsumexp = ctx.saved_tensors
-        block_size, patch_to_cls, attend_padding = ctx.constants
+        block_size, patch_to_cls, attend_padding, num_mirrored = ctx.constants
         if wants_graph():
-            attend = plain_attention(codes, block_ids, block_size, patch_to_cls, attend_padding)
+            attend = plain_attention(codes, block_ids, *ctx.constants)
             grads = gradients_with_graph(attend, (q, k, v, table), ctx.needs_input_grad[:4], [grad_context])
-            return *grads, *[None] * 5
+            return *grads, *[None] * 6
         statistics, scale = logsumexp.dtype, q.shape[-1] ** -0.5
-        plan = _Plan(q, codes, block_ids, block_size, patch_to_cls, attend_padding)
+        plan = _Plan(q, codes, block_ids, block_size, patch_to_cls, attend_padding, num_mirrored)
         query, key, value = plan.query_blocks(q * scale), plan.key_blocks(k), plan.key_blocks(v)
         grad_blocks = plan.query_blocks(grad_context)
         # The usual shortcut: sum_j P_ij dP_ij = dO_i . O_i
@@ -150,16 +159,17 @@ class _BlockAttention(torch.autograd.Function):
         for chunk in plan.chunks():
             bias, rows = plan.bias(chunk, bias_table)
             scores = bias - chunk.of(logsumexp)[..., None]
-            key_chunk, query_chunk, grad_chunk = plan.gather(chunk, key), chunk.of(query), chunk.of(grad_blocks)
+            key_chunk = plan.gather(chunk, key, plan.key_ids)
+            query_chunk, grad_chunk = chunk.of(query), chunk.of(grad_blocks)
             weights = _add_product(scores, query_chunk, key_chunk).exp_()
-            grad_scores = (grad_chunk @ plan.gather(chunk, value).transpose(-1, -2)).to(statistics)
+            grad_scores = (grad_chunk @ plan.gather(chunk, value, plan.block_ids).transpose(-1, -2)).to(statistics)
             grad_scores = grad_scores.sub_(chunk.of(patch_delta)[..., None]).mul_(weights)
             by_row = grad_scores if rows.shape[0] > 1 else grad_scores.sum(1)
             # int64: the CPU has a sixfold faster path for it
             grad_table.index_add_(1, rows.flatten().long(), by_row.flatten(1))
             weights, grad_scores = weights.to(q.dtype), grad_scores.to(q.dtype)
-            plan.scatter(chunk, grad_value, weights, grad_chunk)
-            plan.scatter(chunk, grad_key, grad_scores, query_chunk)
+            plan.scatter(chunk, grad_value, plan.block_ids, weights, grad_chunk)
+            plan.scatter(chunk, grad_key, plan.key_ids, grad_scores, query_chunk)
             chunk.of(grad_query).add_(grad_scores @ key_chunk)
 
         # [CLS] to every token: one row, so the products are outer ones.
@@ -179,7 +189,7 @@ class _BlockAttention(torch.autograd.Function):
         grads[2][:, :, 1:] = plan.tokens(grad_value)
         grads[2][:, :, 0] = grad_cls_value.transpose(0, 1)
         grads[2].add_(attention * grad_cls)
-        return *grads, grad_table[:, :-1].t().to(table.dtype), *[None] * 5
+        return *grads, grad_table[:, :-1].t().to(table.dtype), *[None] * 6
 
 
 def _cls(x: torch.Tensor) -> torch.Tensor:
@@ -234,10 +244,11 @@ class _Plan:
     then as large as a chunk may be.
     """
 
-    def __init__(self, q, codes, block_ids, block_size, patch_to_cls, attend_padding):
+    def __init__(self, q, codes, block_ids, block_size, patch_to_cls, attend_padding, num_mirrored):
         self.batch, self.heads, num_tokens, self.head_dim = q.shape
         self.num_patches = num_tokens - 1
         self.codes, self.block_ids = codes, block_ids
+        self.key_ids = None if block_ids is None else key_blocks(block_ids, num_mirrored)
         self.patch_to_cls, self.attend_padding = patch_to_cls, attend_padding
         self.centre = (patch_to_cls - 2) // 2  # patch_to_cls = number of offsets + 1
         self.one_graph = torch.compiler.is_exporting()  # for every batch size
@@ -305,7 +316,7 @@ class _Plan:
         if self.block_ids is None:
             rows = queries[..., None] - codes[:, None, None, :] + self.centre
         else:
-            ids = self.ids(chunk)
+            ids = self.ids(chunk, self.block_ids)
             if ids.dim() == 2:
                 keys = all_blocks[:, ids].flatten(2)  # (1 or b, m, K * G)
             else:
@@ -320,39 +331,37 @@ class _Plan:
                 rows = rows.masked_fill(padded[..., None, :], sink)
         return bias_table.index_select(1, rows.flatten()).view(self.heads, *rows.shape), rows
 
-    def gather(self, chunk: _Chunk, blocks: torch.Tensor) -> torch.Tensor:
-        """The keys or values (H, b, m, K * G, D) that the chunk's query blocks attend to."""
+    def gather(self, chunk: _Chunk, blocks: torch.Tensor, block_ids: torch.Tensor | None) -> torch.Tensor:
+        """The keys or values (H, b, m, K * G, D) of the blocks that the chunk's query blocks list in `block_ids`."""
         of_clips = blocks[:, chunk.clips]
         if self.block_ids is None:
             return of_clips.expand(-1, -1, chunk.blocks.stop - chunk.blocks.start, -1, -1)
-        ids = self.ids(chunk)
+        ids = self.ids(chunk, block_ids)
         if ids.dim() == 3:
-            gathered = blocks.flatten(1, 2).index_select(1, self.places(chunk))
+            gathered = blocks.flatten(1, 2).index_select(1, self.places(chunk, ids))
             return gathered.unflatten(1, ids.shape).flatten(3, 4)
         gathered = of_clips.index_select(2, ids.flatten())
         return gathered.unflatten(2, ids.shape).flatten(3, 4)
 
-    def scatter(self, chunk: _Chunk, total: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor) -> None:
+    def scatter(self, chunk: _Chunk, total, block_ids, weights: torch.Tensor, rows: torch.Tensor) -> None:
         """Adds weights^T @ rows, a gradient of what `gather` returned, to `total` (H, B, blocks, size, D)."""
         product = weights.transpose(-1, -2) @ rows  # (H, b, m, K * G, D)
         of_clips = total[:, chunk.clips]
         if self.block_ids is None:
             of_clips.add_(product.sum(2, keepdim=True) if product.shape[2] > 1 else product)
             return
-        ids = self.ids(chunk)
+        ids = self.ids(chunk, block_ids)
         product = product.unflatten(3, (ids.shape[-1], self.key_size))
         if ids.dim() == 3:
-            total.view(self.heads, -1, *total.shape[3:]).index_add_(1, self.places(chunk), product.flatten(1, 3))
+            total.view(self.heads, -1, *total.shape[3:]).index_add_(1, self.places(chunk, ids), product.flatten(1, 3))
         else:
             of_clips.index_add_(2, ids.flatten(), product.flatten(2, 3))
 
-    def ids(self, chunk: _Chunk) -> torch.Tensor:
+    def ids(self, chunk: _Chunk, block_ids: torch.Tensor) -> torch.Tensor:
         """(m, K), or (b, m, K) where each clip has a pattern."""
-        if self.block_ids.dim() == 2:
-            return self.block_ids[chunk.blocks]
-        return self.block_ids[chunk.clips, chunk.blocks]
+        return block_ids[chunk.blocks] if block_ids.dim() == 2 else block_ids[chunk.clips, chunk.blocks]
 
-    def places(self, chunk: _Chunk) -> torch.Tensor:
-        """The ids of patterns of each clip, flat, counted over the blocks of all clips."""
-        clips = torch.arange(chunk.clips.start, chunk.clips.stop, device=self.block_ids.device)
-        return (clips[:, None, None] * self.num_key_blocks + self.ids(chunk)).flatten()
+    def places(self, chunk: _Chunk, ids: torch.Tensor) -> torch.Tensor:
+        """The ids (b, m, K) of patterns of each clip, flat, counted over the blocks of all clips."""
+        clips = torch.arange(chunk.clips.start, chunk.clips.stop, device=ids.device)
+        return (clips[:, None, None] * self.num_key_blocks + ids).flatten()

@@ -59,10 +59,13 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
             same for every clip of a batch).
         pattern_seed (`int`): seed of the random blocks (and of `"random"` pruning) in evaluation mode. Training draws
             a new pattern at every forward.
-        released_attention (`bool`): reproduce two traits of the released SViTT code that its trained weights depend
+        released_attention (`bool`): reproduce three traits of the released SViTT code that its trained weights depend
             on: zero keys of the last block's padding take part in the softmax (their logit is the patch-to-[CLS]
-            bias), and where fewer than K_l + K_r blocks are left the random blocks repeat local ones, which then count
-            twice. `False` masks the padding and attends each block once.
+            bias); where fewer than K_l + K_r blocks are left the random blocks repeat local ones, which then count
+            twice; and with K_l of 3 or more, the logits of the neighbour r blocks ahead go with the bias and the
+            values of the neighbour r blocks back. `False` masks the padding, attends each block once, and takes the
+            keys, bias and values of one block together. The third trait has no kernels: on a GPU, plain operations
+            compute it, several times slower, and "flex_attention" refuses it.
 
     When pruning has left fewer than K_l + K_t + K_r blocks, every block is attended once: the layer is dense.
     """
@@ -109,6 +112,12 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
     @property
     def patches_per_frame(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_mirrored_blocks(self) -> int:
+        """Local blocks whose keys and values the released code takes from opposite neighbours; 0 where none are."""
+        is_mirrored = self.released_attention and self.num_random_blocks is not None and self.num_local_blocks > 1
+        return self.num_local_blocks if is_mirrored else 0
 
     def tokens_per_layer(self, num_frames: int | None = None) -> list[int]:
         """Patch tokens that enter each layer, [CLS] not counted, for clips of `num_frames` frames."""

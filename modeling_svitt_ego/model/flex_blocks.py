@@ -46,13 +46,21 @@ def flex_edge_attention(
     block_ids: torch.Tensor | None,
     block_size: int | None = None,
     attend_padding: bool = False,
+    num_mirrored: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     As [`edge_attention`]; with `block_ids=None` all pairs. Unless `attend_padding`, the ids of a row must be distinct.
 
     Raises:
-        NotImplementedError: on a CPU, whose FlexAttention lacks what is needed; for edges in half precision.
+        NotImplementedError: on a CPU, whose FlexAttention lacks what is needed; for edges in half precision; for
+            mirrored local blocks.
     """
+    if num_mirrored:
+        raise NotImplementedError(
+            f"attn_implementation='flex_attention' cannot compute released_attention=True with {num_mirrored} local "
+            "blocks: the released code takes a neighbour's keys and the opposite neighbour's values, which "
+            "FlexAttention reads from one place. Use attn_implementation='sdpa'."
+        )
     _refuse_cpu(q.device)
     if block_ids is not None and q.dtype in (torch.float16, torch.bfloat16):
         raise NotImplementedError(

@@ -41,13 +41,13 @@ def gradients_with_graph(
     return [next(found) if needed else None for needed in needs_gradient]
 
 
-def plain_attention(codes, block_ids, block_size, patch_to_cls: int, attend_padding: bool):
+def plain_attention(codes, block_ids, block_size, patch_to_cls: int, attend_padding: bool, num_mirrored: int = 0):
     """`edge_attention_reference` as a function of q, k, v and the table alone; without block ids over all pairs."""
     # A window with as many offsets as the table has rows for: the reference needs no more of it.
     positions = RelativePositions((patch_to_cls // 2, 1, 1), codes)
 
     def attend(q, k, v, table):
         ids, size = (block_ids, block_size) if block_ids is not None else (codes.new_zeros(1, 1), q.shape[2] - 1)
-        return edge_attention_reference(q, k, v, table, positions, ids, size, attend_padding)[:1]
+        return edge_attention_reference(q, k, v, table, positions, ids, size, attend_padding, num_mirrored)[:1]
 
     return attend

@@ -203,6 +203,7 @@ def edge_attention_reference(
     block_ids: torch.Tensor,
     block_size: int,
     attend_padding: bool = False,
+    num_mirrored: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Edge-sparse attention written as dense attention with a mask: slow, and plain enough to check by eye.
@@ -215,10 +216,13 @@ def edge_attention_reference(
         block_ids (`torch.LongTensor` of shape `(M, K)` or `(B, M, K)`): the blocks that each block attends to; -1 is
             no block.
         attend_padding (`bool`): as `released_attention` in the configuration.
+        num_mirrored (`int`): local blocks whose keys are those of the mirrored neighbour; see [`key_blocks`].
 
     Returns:
-        The context (B, H, N, D) and the attention (B, H, N, N).
+        The context (B, H, N, D) and the attention (B, H, N, N), in which a pair stands for the value's token.
     """
+    if num_mirrored:
+        return _mirrored_attention_reference(q, k, v, table, positions, block_ids, block_size, num_mirrored)
     num_patches, num_blocks = q.shape[2] - 1, block_ids.shape[-2]
     # Scaled before the product, as every implementation does: half precision rounds in between.
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, N, N)
@@ -244,6 +248,59 @@ def edge_attention_reference(
         attention = scores.softmax(-1)
     attention = attention.to(v.dtype)
     return attention @ v, attention
+
+
+def key_blocks(block_ids: torch.Tensor, num_mirrored: int) -> torch.Tensor:
+    """
+    The blocks whose keys give the logits of the blocks `block_ids` (…, M, K), whose bias and values are taken.
+
+    They are the same blocks, except in the released SViTT code: its logits of query block b and the neighbour b + r
+    come from the keys of block b + r, but the bias and the values from block b - r. The `num_mirrored` local blocks
+    come first, in the order of r, so theirs are read backwards.
+    """
+    if not num_mirrored:
+        return block_ids
+    return torch.cat([block_ids[..., :num_mirrored].flip(-1), block_ids[..., num_mirrored:]], dim=-1)
+
+
+def _mirrored_attention_reference(q, k, v, table, positions, block_ids, block_size: int, num_mirrored: int):
+    """[`edge_attention_reference`] with the released code's local blocks and its padding: every key is gathered."""
+    batch, heads, num_tokens, _ = q.shape
+    num_blocks = block_ids.shape[-2]
+    padding = num_blocks * block_size - (num_tokens - 1)
+
+    def blocks(x: torch.Tensor) -> torch.Tensor:  # (B, M, H, G, D)
+        patches = nn.functional.pad(x[:, :, 1:], (0, 0, 0, padding))
+        return patches.unflatten(2, (num_blocks, block_size)).transpose(1, 2)
+
+    of_values = block_ids.expand(batch, -1, -1)
+    of_keys, clip = key_blocks(of_values, num_mirrored), torch.arange(batch, device=q.device)[:, None, None]
+    query = blocks(q * q.shape[-1] ** -0.5)
+    key, value = blocks(k)[clip, of_keys], blocks(v)[clip, of_values]  # (B, M, K, H, G, D)
+    key, value = (x.transpose(2, 3).flatten(3, 4) for x in (key, value))  # (B, M, H, K * G, D)
+    scores = query @ key.transpose(-1, -2)  # (B, M, H, G, K * G)
+    to_cls = query @ k[:, None, :, :1].transpose(-1, -2)
+    scores = torch.cat([to_cls, scores], dim=-1)
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+    # Tokens of the values; those beyond the last one are padding, which has the bias of [CLS].
+    token = (of_values[..., None] * block_size + torch.arange(1, block_size + 1, device=q.device)).flatten(2)
+    token = nn.functional.pad(token, (1, 0))[:, :, None].expand(-1, -1, block_size, -1)  # (B, M, G, 1 + K * G)
+    rows = nn.functional.pad(positions.rows()[:, 1:], (0, padding, 0, padding), value=positions.patch_to_cls)
+    rows = rows.expand(batch, -1, -1).unflatten(1, (num_blocks, block_size)).gather(3, token)
+    attention = (scores + table[rows].permute(0, 1, 4, 2, 3)).softmax(-1)
+
+    weights = attention.to(v.dtype)
+    context = weights[..., :1] * v[:, None, :, :1] + weights[..., 1:] @ value  # (B, M, H, G, D)
+    cls_context, cls_attention = cls_row(q, k, v, table, positions)
+    patches = context.transpose(1, 2).flatten(2, 3)[:, :, : num_tokens - 1]
+    whole = weights.new_zeros(*weights.shape[:-1], num_tokens + padding)
+    whole = whole.scatter_add(-1, token[:, :, None].expand(-1, -1, heads, -1, -1), weights)
+    whole = whole.transpose(1, 2).flatten(2, 3)[:, :, : num_tokens - 1, :num_tokens]
+    return (
+        torch.cat([cls_context, patches], dim=2),
+        torch.cat([cls_attention.to(v.dtype).unsqueeze(2), whole], dim=2),
+    )
 
 
 def cls_logits(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

@@ -182,7 +182,8 @@ class VisionAttention(nn.Module):
 
         attention = cls_attention = None
         implementation = config._attn_implementation
-        arguments = (q, k, v, table, positions, block_ids, config.block_size, config.released_attention)
+        pattern = (block_ids, config.block_size, config.released_attention, config.num_mirrored_blocks)
+        arguments = (q, k, v, table, positions, *pattern)
         if implementation == "flex_attention":
             context, cls_attention = flex_edge_attention(*arguments)
         elif block_ids is None:

@@ -102,6 +102,47 @@ CASES = [
 ]
 
 
+def published_code(q, k, v, table, positions, random_ids, block_size, num_local):
+    """
+    The edge attention of the released SViTT code, neighbour by neighbour as its loops do: for the offset r it rolls
+    the keys by -r and the values and the position ids by +r, and padding has zero keys and values and the id of [CLS].
+    """
+    batch, heads, tokens, dim = q.shape
+    patches, (frames, height, width) = tokens - 1, positions.window
+    num_blocks = math.ceil(patches / block_size)
+    out = torch.zeros_like(q)
+    for b in range(batch):
+        codes = positions.codes[b if positions.codes.shape[0] > 1 else 0].tolist()
+
+        def bias_row(i, j, codes=codes):
+            if j >= patches:
+                return positions.patch_to_cls
+            query, key = ((c // (2 * width - 1), c % (2 * width - 1)) for c in (codes[i], codes[j]))
+            query, key = ((yt // (2 * height - 1), yt % (2 * height - 1), x) for yt, x in (query, key))
+            dt, dy, dx = (a - c for a, c in zip(query, key))
+            return ((dt + frames - 1) * (2 * height - 1) + dy + height - 1) * (2 * width - 1) + dx + width - 1
+
+        scores = torch.einsum("hd,hnd->hn", q[b, :, 0], k[b])
+        bias = table[[positions.cls_to_cls] + [positions.cls_to_patch] * patches].T
+        out[b, :, 0] = torch.einsum("hn,hnd->hd", (scores * dim**-0.5 + bias).softmax(-1), v[b])
+        for i in range(patches):
+            block = i // block_size
+            logits = [(q[b, :, i + 1] * k[b, :, 0]).sum(-1) * dim**-0.5 + table[positions.patch_to_cls]]
+            values = [v[b, :, 0]]
+            offsets = range(-(num_local // 2), num_local // 2 + 1)
+            pairs = [((block + r) % num_blocks, (block - r) % num_blocks) for r in offsets]
+            for of_keys, of_values in pairs + [(j, j) for j in random_ids[block].tolist()]:
+                for place in range(block_size):
+                    key, value = of_keys * block_size + place, of_values * block_size + place
+                    zero = torch.zeros(heads, dtype=q.dtype)
+                    product = (q[b, :, i + 1] * k[b, :, key + 1]).sum(-1) if key < patches else zero
+                    logits.append(product * dim**-0.5 + table[bias_row(i, value)])
+                    values.append(v[b, :, value + 1] if value < patches else torch.zeros_like(v[b, :, 0]))
+            weights = torch.stack(logits).softmax(0)
+            out[b, :, i + 1] = (weights[..., None] * torch.stack(values)).sum(0)
+    return out
+
+
 @pytest.fixture
 def flex_with_gradients(monkeypatch):
     """
@@ -132,6 +173,51 @@ def assert_equals_the_oracle(implementation, case, attend_padding):
 def test_output_and_every_gradient_equal_a_float64_oracle(implementation, case, attend_padding):
     """Catches a wrong edge, bias row, padding rule or gradient in either implementation."""
     assert_equals_the_oracle(implementation, case, attend_padding)
+
+
+MIRRORED = [
+    pytest.param(2, (3, 3, 4), 31, 4, 3, 2, True, id="B2-n31-block4-3+2-ragged"),
+    pytest.param(1, (2, 4, 4), 30, 4, 5, 2, False, id="B1-n30-block4-5+2-ragged"),
+    pytest.param(1, (2, 3, 4), 23, 6, 3, 2, False, id="B1-n23-block6-3+2-fewer-blocks-than-listed"),
+]
+
+
+@pytest.mark.parametrize("case", [c.values for c in MIRRORED], ids=[c.id for c in MIRRORED])
+@pytest.mark.parametrize("implementation", [edge_attention_reference, edge_attention], ids=["reference", "blocks"])
+def test_three_local_blocks_pair_keys_and_values_as_the_published_code(implementation, case):
+    """Catches keys and values of one neighbour under `released_attention`, in the output and in every gradient."""
+    q, k, v, table, positions, _, size = make_inputs(*case)
+    num_local, num_random, num_blocks = case[4], case[5], math.ceil(case[2] / size)
+    random_ids = random_blocks(SEED, 0, num_blocks, num_local, num_random, released=True)
+    ids = torch.cat([local_blocks(num_blocks, num_local, released=True), random_ids], dim=1)
+    weight = torch.randn(q.shape, dtype=torch.float64)
+    expected = published_code(q, k, v, table, positions, random_ids, size, num_local)
+    out, attention = implementation(q, k, v, table, positions, ids, size, True, num_local)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    if implementation is edge_attention_reference:
+        torch.testing.assert_close(attention @ v, expected, rtol=1e-10, atol=1e-10)
+    expected_grads = torch.autograd.grad((expected * weight).sum(), (q, k, v, table))
+    for grad, target in zip(torch.autograd.grad((out * weight).sum(), (q, k, v, table)), expected_grads):
+        torch.testing.assert_close(grad, target, rtol=1e-9, atol=1e-9)
+    straight, _ = implementation(q, k, v, table, positions, ids, size, True)
+    assert not torch.allclose(straight, expected, atol=1e-3)
+    with pytest.raises(NotImplementedError, match=f"{num_local} local blocks.*attn_implementation='sdpa'"):
+        flex_edge_attention(q, k, v, table, positions, ids, size, True, num_local)
+
+
+def test_mirrored_local_blocks_differentiate_twice_and_in_chunks(monkeypatch):
+    """Catches the mirrored keys left out of the second derivative, or of a chunk, or of a pattern of each clip."""
+    q, k, v, table, positions, _, size = make_inputs(2, (3, 3, 4), 31, 4, 3, 2, True)
+    local = local_blocks(8, 3, released=True)
+    patterns = torch.stack([torch.cat([local, random_blocks(SEED + i, 0, 8, 3, 2, True)], dim=1) for i in range(2)])
+    monkeypatch.setattr(block_attention, "CPU_CHUNK_ELEMENTS", 1)
+    found = []
+    for function in (edge_attention_reference, edge_attention):
+        out, _ = function(q, k, v, table, positions, patterns, size, True, 3)
+        grads = torch.autograd.grad(out.sum(), (q, k, v, table), create_graph=True)
+        found.append([out, *grads, *torch.autograd.grad(sum(x.square().sum() for x in grads), (q, k, v, table))])
+    for expected, value in zip(*found):
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from modeling_svitt_ego import SViTTEgoVisionModel
+from modeling_svitt_ego.model import block_attention
 from modeling_svitt_ego.model.resampling import resample_relative_position_bias
 from modeling_svitt_ego.model.sparsity import RelativePositions, cls_row, select_tokens, take_tokens
 from modeling_svitt_ego.model.vision import directional_bias
@@ -246,6 +247,36 @@ def test_released_attention_counts_local_blocks_twice_when_few_are_left():
     assert ours.block_ids(0, torch.arange(24)[None], 4, seed).shape == (3, 3)
     twice = released.block_ids(0, torch.arange(24)[None], 4, seed)
     assert twice.tolist() == [[b, 0, 1, 2] for b in range(3)]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_released_attention_mirrors_the_local_blocks_where_there_are_three(implementation, monkeypatch):
+    """Catches the tower computing three local blocks unmirrored, or mirrored without `released_attention`."""
+    fields = dict(num_local_blocks=3, num_random_blocks=2, **RAGGED)
+    clips = tiny_clips().double()
+    released = tiny_vision_model(implementation, released_attention=True, **fields).double()
+    assert released.config.num_mirrored_blocks == 3
+    assert tiny_vision_config(**fields).num_mirrored_blocks == 0
+    for other in ({"num_local_blocks": 1}, {"num_random_blocks": None}):
+        assert tiny_vision_config(**(fields | {"released_attention": True} | other)).num_mirrored_blocks == 0
+    eager = tiny_vision_model("eager", released_attention=True, **fields).double()
+    out, found = forward_backward(released, clips)
+    expected, expected_gradients = forward_backward(eager, clips)
+    torch.testing.assert_close(out.last_hidden_state, expected.last_hidden_state)
+    assert_same_gradients(expected_gradients, found)
+    monkeypatch.setattr(type(released.config), "num_mirrored_blocks", 0)
+    assert not torch.allclose(released(clips).pooler_output, out.pooler_output, atol=1e-3)
+
+
+def test_mirrored_blocks_never_reach_kernels_that_cannot_compute_them(monkeypatch, caplog):
+    """Catches a GPU silently computing another pairing than a CPU; the slower way is said once."""
+    model = tiny_vision_model(num_local_blocks=3, num_random_blocks=2, released_attention=True, **RAGGED)
+    expected = model(tiny_clips()).pooler_output
+    monkeypatch.setattr(block_attention, "uses_kernels", lambda q: True)
+    monkeypatch.setattr(block_attention, "triton_attention", None)
+    block_attention.logger.warning_once.cache_clear()
+    assert torch.equal(model(tiny_clips()).pooler_output, expected)
+    assert "with 3 local blocks is computed by plain operations" in caplog.text
 
 
 def test_hidden_states_and_attentions_follow_the_pruning():

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import BeitConfig, BeitModel, BertConfig, BertForMaskedLM, BertModel, ViTConfig, ViTModel
+from transformers import AutoConfig, BeitConfig, BeitModel, BertConfig, BertForMaskedLM, BertModel, ViTConfig, ViTModel
 
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoForVideoTextRetrieval, SViTTEgoModel
 from modeling_svitt_ego.cli import main
@@ -537,13 +537,15 @@ def test_bad_files_give_one_clear_line_and_leave_nothing(make, message, checkpoi
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_three_local_blocks_are_converted_with_a_note(checkpoint, tmp_path, capsys):
+def test_three_local_blocks_are_converted_with_the_released_pairing_and_a_note(checkpoint, tmp_path, capsys):
     """Catches a converted model that differs from the SViTT code without a word."""
     options = [*OPTIONS, "--tokenizer", "none"]
     assert run(checkpoint, tmp_path / "one", *options) == 0
-    assert "local blocks the outputs differ" not in capsys.readouterr().out
+    assert "note: with" not in capsys.readouterr().out
     assert run(checkpoint, tmp_path / "three", *options, "--num-local-blocks", "3", "--num-random-blocks", "1") == 0
-    assert "note: with 3 local blocks the outputs differ slightly" in capsys.readouterr().out
+    assert "note: with 3 local blocks the SViTT code" in capsys.readouterr().out
+    config = AutoConfig.from_pretrained(tmp_path / "three").vision_config
+    assert config.released_attention and config.num_mirrored_blocks == 3
 
 
 def test_bad_safetensors_and_other_files_are_refused(state, tmp_path):
