@@ -1,4 +1,4 @@
-"""The `svitt-ego` command: SViTT-Ego, a sparse video-text transformer for first-person video."""
+"""The command line of SViTT-Ego, a sparse video-text transformer for first-person video."""
 
 import argparse
 import sys
@@ -16,12 +16,13 @@ from .commands.terminal import make_printable
 class Command:
     """
     Args:
-        name (`str`): the word after `svitt-ego`.
-        description (`str`): for `--help`.
-        add_arguments (function of a parser): adds its arguments.
-        run (function of the arguments): does the work; returns the exit status, `None` is 0.
-        stopped (`str`): what an interrupted run keeps.
-        goes_on (`bool`): whether the same command goes on where it was stopped.
+        name (`str`): The word after `svitt-ego`.
+        description (`str`): Text for `--help`.
+        add_arguments (function of a parser): Adds the arguments.
+        run (function of the arguments): Does the work and returns the exit status; `None` means 0.
+        stopped (`str`): Says what an interrupted run keeps.
+        continues (`bool`): Whether the same command continues where it was interrupted.
+        resume_option (`str`, *optional*): The option that it needs for that.
     """
 
     name: str
@@ -29,16 +30,24 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int | None]
     stopped: str = "nothing was written"
-    goes_on: bool = False
+    continues: bool = False
+    resume_option: str | None = None
+
+    def after_an_interrupt(self, argv: list[str]) -> str:
+        """Says what an interrupted run keeps, and which command continues it or starts again."""
+        if not self.continues:
+            return f"{self.stopped}; start again with: {same_command(argv)}"
+        missing = self.resume_option is not None and self.resume_option not in argv
+        return f"{self.stopped}; continue with: {same_command([*argv, *[self.resume_option] * missing])}"
 
 
 COMMANDS = (
     Command(
         "demo",
-        "build a synthetic world, pretrain on it and evaluate EgoMCQ, in minutes on a CPU",
+        "render a synthetic world, pretrain on it and evaluate EgoMCQ, in minutes on a CPU",
         demo.add_demo_arguments,
         demo.run_demo,
-        "what is in the output folder stays",
+        "the output folder is kept",
     ),
     Command("doctor", "check an EgoClip corpus before a long run", corpus.add_doctor_arguments, corpus.run_doctor),
     Command(
@@ -53,7 +62,7 @@ COMMANDS = (
         corpus.add_prepare_arguments,
         corpus.run_prepare,
         "finished files are kept",
-        goes_on=True,
+        continues=True,
     ),
     Command(
         "convert",
@@ -66,20 +75,20 @@ COMMANDS = (
         "evaluate a saved model on EgoMCQ, EgoNLQ, EK-100 or classes of actions",
         evaluate.add_evaluate_arguments,
         evaluate.run_evaluate,
-        "embeddings computed so far are kept if there is a --cache",
-        goes_on=True,
+        "the embeddings computed so far are kept if --cache was given",
+        continues=True,
     ),
     Command(
         "push",
         "upload a saved model to the Hub: weights, code, processor and card in one commit",
         push.add_push_arguments,
         push.run_push,
-        "nothing changes on the Hub before the commit is complete",
-        goes_on=True,
+        "the repository on the Hub did not change",
+        continues=True,
     ),
     Command(
         "space",
-        "write a folder for a Gradio Space: search, names of actions, kept patches",
+        "write the folder of a Gradio Space that shows search, action names and kept patches",
         space.add_space_arguments,
         space.run_space,
     ),
@@ -95,15 +104,15 @@ COMMANDS = (
         video.add_extract_arguments,
         video.run_extract,
         "the features of finished videos are kept",
-        goes_on=True,
+        continues=True,
     ),
     Command(
         "search",
-        "find moments in your own videos by a sentence",
+        "find moments in your own videos with a sentence",
         video.add_search_arguments,
         video.run_search,
         "the features of finished videos are kept in the cache",
-        goes_on=True,
+        continues=True,
     ),
     Command(
         "ground",
@@ -116,18 +125,22 @@ COMMANDS = (
         "pretrain on EgoClip with EgoNCE, matching and masked language modelling",
         train.add_training_arguments,
         train.run_pretrain,
-        "checkpoints are kept; the same command with --resume goes on from the newest",
+        "checkpoints are kept",
+        continues=True,
+        resume_option="--resume",
     ),
     Command(
         "finetune",
         "train a video classifier on labelled clips: all weights, LoRA or a linear probe",
         train.add_training_arguments,
         train.run_finetune,
-        "checkpoints are kept; the same command with --resume goes on from the newest",
+        "checkpoints are kept",
+        continues=True,
+        resume_option="--resume",
     ),
     Command(
         "plan",
-        "compute the largest micro-batch that trains on a card of so much memory",
+        "compute the largest micro-batch that fits into the memory of a card",
         plan.add_plan_arguments,
         plan.run_plan,
     ),
@@ -135,7 +148,13 @@ COMMANDS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0; 1 for findings (doctor) or files that failed; 2 for a usage or input error; 130 for Ctrl-C."""
+    """
+    Runs a command.
+
+    Returns:
+        The exit status: 0; 1 if doctor found something or files could not be read; 2 after a usage or input error;
+        130 after Ctrl-C; 143 after SIGTERM.
+    """
     make_printable()
     parser = CommandParser(prog="svitt-ego", description=__doc__, epilog=DEBUG_HELP)
     parser.add_argument("--version", action="version", version=f"svitt-ego {__version__}")
@@ -152,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as end:  # --help, --version or a usage error, all printed
         return end.code
     chosen = arguments.chosen
-    stopped = f"{chosen.stopped}; {'go on' if chosen.goes_on else 'start again'} with: {same_command(argv)}"
+    stopped = chosen.after_an_interrupt(sys.argv[1:] if argv is None else argv)
     return run(f"svitt-ego {chosen.name}", lambda: chosen.run(arguments), stopped)
 
 

@@ -1,4 +1,4 @@
-"""The commands of `svitt-ego`, a file per group: `add_x_arguments` says what x takes, `run_x` does it.
+"""The commands of `svitt-ego`, one file per group: `add_x_arguments` adds the arguments of x, and `run_x` runs it.
 
-A command imports what it works with when it runs: `svitt-ego --help` should not take seconds.
+A command imports the modules that it works with when it runs, so that `svitt-ego --help` answers at once.
 """

@@ -1,6 +1,6 @@
-"""What the arguments of all commands have in common: a parser with one-line errors, and checked types.
+"""What the arguments of all commands share: a parser with one-line errors, and types that check their values.
 
-A type is a function of the text, for `add_argument(type=…)`. It refuses a wrong value before any work begins.
+Each type is a function of the text, for `add_argument(type=…)`. It refuses a wrong value before any work begins.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Shows defaults in `--help`, and answers a usage error in one line. Its sub-parsers do the same."""
+    """Shows defaults in `--help` and reports a usage error in one line. Its sub-parsers do the same."""
 
     def __init__(self, *args, formatter_class=None, **kwargs):
         super().__init__(*args, formatter_class=formatter_class or HelpWithDefaults, **kwargs)
@@ -24,11 +24,12 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class HelpWithDefaults(argparse.RawDescriptionHelpFormatter):
-    """Adds the default to each help text, where there is one to know."""
+    """Adds the default value to the help text of each option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        no_default = action.default in (None, argparse.SUPPRESS, False, "", ()) or action.default == []
+        default = action.default  # 0 is a default worth showing, though it equals False
+        no_default = default is None or default is False or default is argparse.SUPPRESS or default in ("", (), [])
         if no_default or "%(default)" in text or not (action.option_strings or action.nargs == "?"):
             return text
         return f"{text} (default: %(default)s)" if text else "default: %(default)s"
@@ -70,7 +71,7 @@ def window_seconds(text: str) -> float | str:
 
 
 def device(text: str) -> str:
-    """`cpu`, `cuda`, `cuda:1`, `mps`, …, if this machine has it."""
+    """`cpu`, `cuda`, `cuda:1`, `mps`, …; a device that this machine lacks is refused."""
     import torch
 
     try:
@@ -91,10 +92,10 @@ def device(text: str) -> str:
 
 def check_output_file(path: str | os.PathLike | None, option: str) -> None:
     """
-    Refuses, before the work, a file that could not be written after it; `None` is fine.
+    Refuses an output file before the work starts if it could not be written after the work; `None` is accepted.
 
     Raises:
-        OSError: `path` is a folder, or it or its folder cannot be written to.
+        OSError: `path` is a folder, or there is no permission to write it or its folder.
     """
     if path is None:
         return

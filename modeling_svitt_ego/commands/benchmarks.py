@@ -1,4 +1,4 @@
-"""The benchmarks of `svitt-ego evaluate`, one row each: its arguments, and the evaluator made from them."""
+"""The benchmarks of `svitt-ego evaluate`: for each one, its arguments and the evaluator that is built from them."""
 
 import argparse
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import positive_int
+from .arguments import positive_float, positive_int
 from .corpus import shard_of
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """An evaluator and what it scores; model and folder are `None` for a prediction file."""
+    """An evaluator and the model that it scores; `model` and `folder` are `None` for a prediction file."""
 
     evaluator: "Evaluator"
     model: "nn.Module | None" = None
@@ -28,10 +28,10 @@ class Opened:
 class Benchmark:
     """
     Args:
-        description (`str`): for `--help`.
-        add_arguments (function of a parser): adds what only this benchmark takes.
-        open (function of the arguments): checks them and loads the model.
-        reads_clips (`bool`): whether it takes the arguments of clips (`--videos`, `--num-frames`, …).
+        description (`str`): Text for `--help`.
+        add_arguments (function of a parser): Adds the arguments that only this benchmark has.
+        open (function of the arguments): Checks the arguments and loads the model.
+        reads_clips (`bool`): Whether the benchmark has the arguments about clips (`--videos`, `--num-frames`, …).
     """
 
     description: str
@@ -41,7 +41,7 @@ class Benchmark:
 
 
 def _open_clips(arguments: argparse.Namespace, scoring: str, make: Callable[..., "Evaluator"]) -> Opened:
-    """`make(processor, num_frames, settings, accelerator)`, with the model that `scoring` needs."""
+    """Calls `make(processor, num_frames, settings, accelerator)` and loads the model that `scoring` needs."""
     import torch
     from accelerate import Accelerator
 
@@ -49,10 +49,10 @@ def _open_clips(arguments: argparse.Namespace, scoring: str, make: Callable[...,
     from ..evaluation.views import Views
     from ..weights.loading import load_checkpoint, load_processor, local_folder
 
-    # Before the weights: a wrong path should not cost their loading.
+    # Checked before the weights are loaded, which takes longer.
     for path in (arguments.annotations, arguments.videos):
         if not Path(path).exists():
-            raise FileNotFoundError(f"There is no {path!r}.")
+            raise FileNotFoundError(f"There is no file or folder {path!r}.")
     settings = EncoderSettings(
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
@@ -73,14 +73,15 @@ def _open_clips(arguments: argparse.Namespace, scoring: str, make: Callable[...,
 
 
 def _add_egomcq(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--annotations", required=True, help="egomcq.json")
+    parser.add_argument("--annotations", required=True, metavar="JSON", help="egomcq.json")
     parser.add_argument(
         "--scoring",
         default="dual",
         choices=("dual", "fusion", "ensemble"),
-        help="cosine of the towers, matching head, or cosine plus probability of a match",
+        help="score of a pair: dual is the cosine of both embeddings, fusion the matching head, ensemble the sum of "
+        "the cosine and the matching probability",
     )
-    # The older name of --frame-order shuffled.
+    # The former name of --frame-order shuffled.
     hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     parser.add_argument("--shuffle-frames", dest="frame_order", action="store_const", const="shuffled", **hidden)
 
@@ -95,14 +96,20 @@ def _open_egomcq(arguments: argparse.Namespace) -> Opened:
 
 
 def _add_egonlq(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--annotations", required=True, help="nlq_val.json")
-    parser.add_argument("--predictions", help="prediction file of the challenge, VSLNet, GroundNLQ or OSGNet")
-    parser.add_argument("--features", help="folder that `svitt-ego extract … --nlq` made, to predict from")
+    parser.add_argument("--annotations", required=True, metavar="JSON", help="nlq_val.json")
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="prediction file to score, in the format of the challenge, VSLNet, GroundNLQ or OSGNet",
+    )
+    parser.add_argument(
+        "--features", metavar="FOLDER", help="folder that `svitt-ego extract … --nlq` wrote, to predict from"
+    )
     parser.add_argument(
         "--sliding-window",
         type=positive_int,
         metavar="CELLS",
-        help="predict by the cosine of windows this long",
+        help="predict by the cosine of the query with windows of this many feature rows",
     )
 
 
@@ -123,25 +130,29 @@ def _open_egonlq(arguments: argparse.Namespace) -> Opened:
 
 
 def _add_ek100(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--annotations", required=True, help="EPIC_100_retrieval_test.csv")
-    parser.add_argument("--sentences", required=True, help="EPIC_100_retrieval_test_sentence.csv")
-    parser.add_argument("--template", default="{}", help="what is made of a sentence, such as '#C C {}'")
+    parser.add_argument("--annotations", required=True, metavar="CSV", help="EPIC_100_retrieval_test.csv")
+    parser.add_argument("--sentences", required=True, metavar="CSV", help="EPIC_100_retrieval_test_sentence.csv")
+    parser.add_argument("--template", default="{}", help="prompt around each sentence, such as '#C C {}'")
     parser.add_argument(
         "--scoring",
         default="dual",
         choices=("dual", "dual-softmax", "rerank"),
-        help="cosines; cosines normalised over the whole test set; or the best of each ranking ordered by the fusion "
-        "tower",
+        help="dual ranks by cosine, dual-softmax by cosines normalised over the whole test set; rerank orders the "
+        "best --top-k of each ranking by the fusion tower",
     )
-    parser.add_argument("--top-k", type=int, default=20, help="with rerank: how many of each ranking")
-    parser.add_argument("--temperature", type=float, default=0.05, help="of the dual softmax")
-    parser.add_argument("--submission", metavar="FILE", help="also write the challenge's file (.pkl)")
+    parser.add_argument(
+        "--top-k", type=positive_int, default=20, help="with rerank: how many items of each ranking are re-ordered"
+    )
+    parser.add_argument(
+        "--temperature", type=positive_float, default=0.05, help="with dual-softmax: temperature of the softmax"
+    )
+    parser.add_argument("--submission", metavar="FILE", help="also write the submission file of the challenge (.pkl)")
     parser.add_argument(
         "--supervision",
         type=int,
         nargs=3,
         metavar=("PT", "TL", "TD"),
-        help="levels that the submission declares: pretraining, training labels, training data",
+        help="supervision levels that the submission declares: pretraining, training labels, training data",
     )
 
 
@@ -169,18 +180,36 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotations",
         required=True,
+        metavar="FILE",
         help="egoclip.csv, EPIC_100_validation.csv, EGTEA's test_split1.txt, CharadesEgo_v1_test_only1st.csv, or a "
-        "csv of video_uid,clip_start,clip_end,label",
+        "csv with the columns video_uid,clip_start,clip_end,label",
     )
-    parser.add_argument("--verbs", help="verb taxonomy or class list (csv)")
-    parser.add_argument("--nouns", help="noun taxonomy or class list (csv)")
-    for task in ("verb", "noun", "action", "label"):
-        parser.add_argument(f"--{task}-template", action="append", help=f"prompt of a {task}; several are averaged")
+    parser.add_argument("--verbs", metavar="CSV", help="verb taxonomy or list of verb classes")
+    parser.add_argument("--nouns", metavar="CSV", help="noun taxonomy or list of noun classes")
+    examples = {
+        "verb": "#C C {verb} it",
+        "noun": "#C C uses the {noun}",
+        "action": "#C C {verb} the {noun}",
+        "label": "#C C {label}",
+    }
+    for task, example in examples.items():
+        parser.add_argument(
+            f"--{task}-template",
+            action="append",
+            metavar="PROMPT",
+            help=f"zero-shot prompt for {task} classes, such as '{example}'; several are averaged (give the option "
+            "several times)",
+        )
     parser.add_argument(
-        "--scoring", choices=("zero-shot", "head"), help="by default what the checkpoint was saved for"
+        "--scoring",
+        choices=("zero-shot", "head"),
+        help="zero-shot by prompts, or by the trained head; without this option, whichever the checkpoint was saved "
+        "for",
     )
     parser.add_argument(
-        "--task", choices=("verb", "noun", "action", "label"), help="with a head: which classes it tells apart"
+        "--task",
+        choices=("verb", "noun", "action", "label"),
+        help="with a head: which kind of classes it was trained on",
     )
 
 
@@ -198,7 +227,9 @@ def _open_classification(arguments: argparse.Namespace) -> Opened:
     if scoring == "head":
         task = arguments.task or ("label" if "label" in clips.classes else None)
         if task is None and not classifier_heads(local_folder(arguments.folder)):
-            raise ValueError("Say with --task what the head tells apart: verb, noun or action.")
+            raise ValueError(
+                "Name with --task the kind of classes that the head was trained on: verb, noun or action."
+            )
         return _open_clips(
             arguments, scoring, lambda *rest, **fields: HeadEvaluator(clips, task, arguments.videos, *rest, **fields)
         )
@@ -211,16 +242,16 @@ def _open_classification(arguments: argparse.Namespace) -> Opened:
 
 
 BENCHMARKS = {
-    "egomcq": Benchmark("multiple choice: which of five clips is meant", _add_egomcq, _open_egomcq),
+    "egomcq": Benchmark("multiple choice: which of five clips does the narration describe", _add_egomcq, _open_egomcq),
     "egonlq": Benchmark(
-        "natural language queries: recall of a prediction file, of a grounding head or of a sliding window",
+        "natural language queries: recall of a prediction file, a grounding head or a sliding window",
         _add_egonlq,
         _open_egonlq,
         reads_clips=False,
     ),
     "ek100": Benchmark("EPIC-KITCHENS-100 multi-instance retrieval", _add_ek100, _open_ek100),
     "video-classification": Benchmark(
-        "verbs, nouns, actions or labels: zero-shot by prompts, or by a trained head",
+        "classes of verbs, nouns, actions or labels: zero-shot by prompts, or by a trained head",
         _add_classification,
         _open_classification,
     ),

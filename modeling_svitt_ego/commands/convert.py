@@ -1,4 +1,4 @@
-"""`svitt-ego convert SOURCE OUT`: a SViTT(-Ego) checkpoint to a folder that `from_pretrained` loads."""
+"""`svitt-ego convert SOURCE OUT`: converts a SViTT(-Ego) checkpoint to a folder that `from_pretrained` loads."""
 
 import argparse
 from collections.abc import Iterator
@@ -18,16 +18,25 @@ if TYPE_CHECKING:
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="checkpoint of the SViTT code: .pth, .pt or .safetensors")
-    add("out", metavar="OUT", help="folder to make: configuration, weights, code and processor")
-    add("--release", choices=("svitt-ego", "svitt"), default="svitt-ego", help="published settings for what follows")
-    add("--config", metavar="FILE", help="run configuration of the SViTT code (.yaml, .json) in place of --release's")
-    add("--num-local-blocks", type=non_negative_int, metavar="K_l", help="local blocks")
+    add("out", metavar="OUT", help="new folder for the configuration, the weights, the code and the processor")
+    add(
+        "--release",
+        choices=("svitt-ego", "svitt"),
+        default="svitt-ego",
+        help="published release whose settings are used for every option below that is not given",
+    )
+    add(
+        "--config",
+        metavar="FILE",
+        help="run configuration of the SViTT code (.yaml or .json) to use instead of the settings of --release",
+    )
+    add("--num-local-blocks", type=non_negative_int, metavar="K_l", help="local blocks per query block")
     add(
         "--num-random-blocks",
         type=_blocks,
         default=argparse.SUPPRESS,
         metavar="K_r",
-        help="random blocks; 'none' is dense",
+        help="random blocks per query block; 'none' means dense attention",
     )
     add("--block-size", type=positive_int, metavar="G", help="tokens per block")
     add("--keep-rate", type=share, metavar="q_v", help="share of patch tokens that each pruning layer keeps")
@@ -36,38 +45,53 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         type=non_negative_int,
         nargs="*",
         metavar="LAYER",
-        help="zero-based layers of the video tower",
+        help="layers of the video tower that prune, counted from 0",
     )
-    add("--fusion-keep-rate", type=share, metavar="q_m", help="the same in the fusion tower")
+    add(
+        "--fusion-keep-rate",
+        type=share,
+        metavar="q_m",
+        help="share of video tokens that each pruning layer of the fusion tower keeps",
+    )
     add(
         "--fusion-prune-layers",
         type=non_negative_int,
         nargs="*",
         metavar="LAYER",
-        help="zero-based layers of the fusion tower",
+        help="layers of the fusion tower that prune, counted from 0",
     )
-    add("--image-size", type=positive_int, metavar="PIXELS", help="only where the file leaves a choice")
+    add(
+        "--image-size",
+        type=positive_int,
+        metavar="PIXELS",
+        help="height and width of a frame; needed only if the checkpoint fits several sizes",
+    )
     add(
         "--num-frames",
         type=positive_int,
         metavar="T",
-        help="re-base the model to T frames (with --keep-rate: expand it)",
+        help="resample the bias tables so that the model takes clips of T frames",
     )
-    add("--time-mode", choices=("symmetric", "released"), default="symmetric", help="how --num-frames resamples")
+    add(
+        "--time-mode",
+        choices=("symmetric", "released"),
+        default="symmetric",
+        help="with --num-frames: how the bias tables are resampled along time",
+    )
     add(
         "--tokenizer",
         metavar="NAME",
         default="bert-base-uncased",
         help="vocabulary of the text encoder: Hub name, folder or vocab.txt; 'none' converts without a processor",
     )
-    add("--overwrite", action="store_true", help="replace OUT if it is there")
+    add("--overwrite", action="store_true", help="replace OUT if it exists")
 
 
 def _blocks(text: str) -> int | None:
     return None if text.lower() == "none" else non_negative_int(text)
 
 
-# Options that are configuration fields of the same name; where absent, the release decides.
+# Options that set the configuration field of the same name. The release decides where an option is not given.
 _FIELDS = (
     "num_local_blocks",
     "block_size",
@@ -80,7 +104,7 @@ _FIELDS = (
 
 
 def run_convert(arguments: argparse.Namespace) -> None:
-    """OUT is there whole or not at all."""
+    """Converts the checkpoint and prints one line per step. OUT is written as a whole or not at all."""
     for line in convert(arguments):
         print(line, flush=True)
 
@@ -108,24 +132,24 @@ def convert(arguments: argparse.Namespace) -> Iterator[str]:
     frames = model.config.vision_config.num_frames
     if arguments.num_frames not in (None, frames):
         model.resize_frames(arguments.num_frames, arguments.time_mode)
-        yield f"re-based from {frames} to {arguments.num_frames} frames ({arguments.time_mode})"
+        yield f"resampled from {frames} to {arguments.num_frames} frames ({arguments.time_mode})"
     processor = _processor(model.config, vocabulary)
     if vocabulary is not None and len(vocabulary) < model.config.text_config.vocab_size:
         yield (
-            f"note: the tokenizer has {len(vocabulary)} tokens, the checkpoint {model.config.text_config.vocab_size}; "
-            "make sure that they belong together"
+            f"note: the tokenizer has {len(vocabulary)} tokens and the checkpoint embeds "
+            f"{model.config.text_config.vocab_size}; make sure that they belong together"
         )
 
     with folder_aside(out) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
     if vocabulary is None:
-        yield f"{out}: no tokenizer was asked for, so it holds the video processor only"
-    yield f"{out}: done; load it by AutoModel.from_pretrained({str(out)!r}, trust_remote_code=True)"
+        yield f"{out}: with --tokenizer none, the folder has a video processor but no tokenizer"
+    yield f"{out}: finished; load it with AutoModel.from_pretrained({str(out)!r}, trust_remote_code=True)"
 
 
 def _note_on_pairing(vision: "SViTTEgoVisionConfig") -> str | None:
-    """What reproducing the SViTT code's local blocks costs, where they differ from ours."""
+    """A note on the cost of reproducing the local blocks of the SViTT code, where they differ from ours."""
     if vision.num_mirrored_blocks == 0:
         return None
     return (
@@ -148,13 +172,21 @@ def _check_out(out: Path, source: Path, overwrite: bool) -> None:
 
 
 def _random_blocks_given(arguments: argparse.Namespace) -> dict:
-    """None is a value here (dense), so it cannot also mean that the option was not given."""
+    """The option as a field if it was given: its value may be `None` (dense attention)."""
     given = "num_random_blocks" in arguments
     return {"num_random_blocks": arguments.num_random_blocks} if given else {}
 
 
 def read_vocabulary(source: str) -> dict[str, int]:
-    """Token to id of a BERT tokenizer: a `vocab.txt`, a folder with one or with a saved tokenizer, or a Hub name."""
+    """
+    The vocabulary (token to id) of a BERT tokenizer.
+
+    Args:
+        source (`str`): A `vocab.txt`, a folder with a `vocab.txt` or a saved tokenizer, or a Hub name.
+
+    Raises:
+        ValueError: The tokenizer cannot be loaded; the message names the remedy.
+    """
     import huggingface_hub
     from huggingface_hub.errors import RemoteEntryNotFoundError
     from huggingface_hub.utils import logging as hub_logging
@@ -162,21 +194,21 @@ def read_vocabulary(source: str) -> dict[str, int]:
 
     path = Path(source)
     verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()  # its retries would hide the line that says what to do
+    hub_logging.set_verbosity_error()  # the messages about its retries would hide the line below
     try:
         if not path.exists():
             try:
                 path = Path(huggingface_hub.hf_hub_download(source, "vocab.txt"))
-            except RemoteEntryNotFoundError:  # a repository without it: the tokenizer as the library knows it
+            except RemoteEntryNotFoundError:  # a repository without this file: AutoTokenizer knows its format
                 pass
         file = path / "vocab.txt" if path.is_dir() else path
         if file.is_file():
             return {token: i for i, token in enumerate(file.read_text(encoding="utf-8").splitlines())}
         return AutoTokenizer.from_pretrained(source).get_vocab()
-    except Exception as error:  # both libraries raise many kinds here; all mean the same to the user
+    except Exception as error:  # both libraries raise many kinds of errors here
         raise ValueError(
-            f"The tokenizer '{source}' cannot be loaded, from a folder or the Hub ({type(error).__name__}). Give "
-            "--tokenizer a folder or vocab.txt of bert-base-uncased, or 'none' to convert without a tokenizer."
+            f"The tokenizer '{source}' cannot be loaded from a folder or from the Hub ({type(error).__name__}). Give "
+            "--tokenizer the folder or the vocab.txt of bert-base-uncased, or 'none' to convert without a tokenizer."
         ) from error
     finally:
         hub_logging.set_verbosity(verbosity)
@@ -195,7 +227,7 @@ def _token_ids(vocabulary: dict[str, int] | None) -> dict:
 def _processor(
     config: "SViTTEgoConfig", vocabulary: dict[str, int] | None
 ) -> "SViTTEgoProcessor | SViTTEgoVideoProcessor":
-    """The release's processing: plain resize without antialiasing, `pre_text` cleaning, no [SEP]."""
+    """The processing of the release: resizing without antialiasing, text cleaning as in `pre_text`, no [SEP]."""
     from ..model.processing_svitt_ego import SViTTEgoProcessor
     from ..model.video_processing_svitt_ego import SViTTEgoVideoProcessor
     from ..weights.tokenizer import build_tokenizer

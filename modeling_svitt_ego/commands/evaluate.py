@@ -1,4 +1,4 @@
-"""`svitt-ego evaluate`: a saved model on a benchmark → one JSON, and a table that also shows published numbers."""
+"""`svitt-ego evaluate`: evaluates a saved model on a benchmark; prints a table and writes one JSON."""
 
 import argparse
 import sys
@@ -14,71 +14,94 @@ FRAME_ORDERS = ("natural", "shuffled", "reversed", "repeated")
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="benchmark", required=True)
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     for name, benchmark in BENCHMARKS.items():
         text = benchmark.description
-        command = commands.add_parser(name, help=text, description=text, epilog=DEBUG_HELP)
+        description = f"{text[0].upper()}{text[1:]}."
+        command = commands.add_parser(name, help=text, description=description, epilog=DEBUG_HELP)
         if benchmark.reads_clips:
-            command.add_argument("folder", help="saved model: a folder, or a name on the Hub")
+            command.add_argument("folder", metavar="MODEL", help="folder or Hub name of a saved model")
         else:
-            command.add_argument("folder", nargs="?", help="saved model that made the predictions, or grounding head")
+            command.add_argument(
+                "folder",
+                nargs="?",
+                metavar="MODEL",
+                help="folder or Hub name of a grounding head, or of the model that made the predictions",
+            )
         benchmark.add_arguments(command)
         if benchmark.reads_clips:
             _add_clip_arguments(command)
-        command.add_argument("--output", help="the JSON to write; evaluation_<benchmark>.json by default")
-        command.add_argument("--dataset", help="name of the data, if it is not the published benchmark")
+        output = f"evaluation_{name.replace('-', '_')}.json"
+        command.add_argument("--output", default=output, metavar="JSON", help="file for the results")
+        command.add_argument(
+            "--dataset", metavar="NAME", help="name of the data in the results, if it is not the published benchmark"
+        )
 
 
 def _add_clip_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--videos", required=True, help="folder of the videos, in any known layout")
+    parser.add_argument("--videos", required=True, metavar="FOLDER", help="folder of the videos, in any known layout")
     parser.add_argument("--layout", help=LAYOUT_HELP)
-    parser.add_argument("--num-frames", type=positive_int, help="frames per clip; the model's own number by default")
+    parser.add_argument(
+        "--num-frames", type=positive_int, metavar="T", help="frames per clip; the number of the model if not given"
+    )
     parser.add_argument(
         "--frame-order",
         default="natural",
         choices=FRAME_ORDERS,
-        help="a control: what the model loses in another order is what it owes to time",
+        help="order of the frames; the accuracy that is lost in another order than the natural one shows how much "
+        "the model uses time",
     )
-    parser.add_argument("--num-clips", type=positive_int, default=1, help="sets of frames per clip, averaged")
-    parser.add_argument("--crops", default="whole", choices=("whole", "three"), help="three squares, averaged")
-    parser.add_argument("--flip", action="store_true", help="average with the mirror image")
-    parser.add_argument("--batch-size", type=positive_int, default=32, help="clips embedded at once")
+    parser.add_argument(
+        "--num-clips", type=positive_int, default=1, metavar="N", help="average over N sets of frames per clip"
+    )
+    parser.add_argument(
+        "--crops",
+        default="whole",
+        choices=("whole", "three"),
+        help="embed the whole frame, or average over three square crops",
+    )
+    parser.add_argument("--flip", action="store_true", help="average with the horizontally flipped clip")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=32, metavar="N", help="number of clips embedded at once"
+    )
     parser.add_argument(
         "--num-workers",
         type=non_negative_int,
         default=2,
-        help="processes that decode, per device; 0 decodes in the main process",
+        metavar="N",
+        help="number of processes per device that decode clips; 0 decodes in the main process",
     )
     parser.add_argument(
         "--dtype",
         default="float32",
         choices=("float32", "bfloat16", "float16"),
-        help="of the weights and the computation",
+        help="data type of the weights and of the computation",
     )
-    parser.add_argument("--cache", help="folder for embeddings: a stopped run resumes from it")
+    parser.add_argument(
+        "--cache", metavar="FOLDER", help="folder that keeps the embeddings; an interrupted run continues from it"
+    )
     add_shard_arguments(parser, "the clips, into --cache")
     parser.add_argument(
         "--on-error",
         default="raise",
         choices=("raise", "wrong"),
-        help="at an unreadable clip: stop, or count what needs it as wrong and list it",
+        help="at an unreadable clip, either stop (raise), or list the clip and count the items that need it as wrong",
     )
 
 
 def _evaluate(opened):
-    """The report, or None after one shard of the clips."""
+    """The report of the evaluator; `None` after one shard of the clips."""
     from ..evaluation.encoding import ShardFinished
 
     try:
         return opened.evaluator(opened.model)
     except ShardFinished as finished:
-        print(f"{finished}; after all shards: --merge")
+        print(f"{finished}; when all shards are finished, run the same command with --merge")
         return None
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    output = Path(arguments.output or f"evaluation_{arguments.benchmark.replace('-', '_')}.json")
-    check_output_file(output, "--output")
+    check_output_file(arguments.output, "--output")
     opened = BENCHMARKS[arguments.benchmark].open(arguments)
     report = _evaluate(opened)
     if report is None:
@@ -94,6 +117,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     report = replace(report, dataset=arguments.dataset, details=details)
     report = report.with_origin(arguments.folder, opened.folder, ["svitt-ego", *sys.argv[1:]], device)
     print(report.table())
-    report.save(output)
-    print(f"Written: {output}")
+    report.save(arguments.output)
+    print(f"Written: {arguments.output}")
     return 0

@@ -1,4 +1,4 @@
-"""`svitt-ego export`: a saved model for onnxruntime, or as a `torch.export` archive."""
+"""`svitt-ego export`: exports a saved model for onnxruntime, or as a `torch.export` archive."""
 
 import argparse
 
@@ -8,23 +8,30 @@ from .arguments import positive_int
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder or Hub name of a SViTT-Ego model with its processor")
-    add("out", metavar="OUT", help="new folder (onnx), or new .pt2 file (archive)")
-    add("--format", choices=("onnx", "archive"), default="onnx", help="what to write (default: %(default)s)")
-    add("--num-frames", type=positive_int, metavar="T", help="frames of every clip; the configuration's by default")
-    add("--int8-text", action="store_true", help="onnx: quantise the text tower dynamically")
+    add("out", metavar="OUT", help="new folder (onnx) or new .pt2 file (archive)")
+    add("--format", choices=("onnx", "archive"), default="onnx", help="format of the export")
+    add("--num-frames", type=positive_int, metavar="T", help="frames per clip; the number of the model if not given")
+    add("--int8-text", action="store_true", help="with --format onnx: quantise the text tower dynamically to int8")
     add(
         "--int8-video",
         metavar="VIDEOS",
-        help="onnx: quantise the video tower, calibrated on windows of these videos (a file or a folder)",
+        help="with --format onnx: quantise the video tower to int8, calibrated on windows of these videos (a file or "
+        "a folder)",
     )
-    add("--calibration-clips", type=positive_int, default=32, help="clips for --int8-video (default: %(default)s)")
+    add(
+        "--calibration-clips",
+        type=positive_int,
+        default=32,
+        metavar="N",
+        help="with --int8-video: number of clips for the calibration",
+    )
 
 
 def run_export(arguments: argparse.Namespace) -> None:
     from ..weights.loading import load_dual_encoder
 
     if arguments.format == "archive" and (arguments.int8_text or arguments.int8_video):
-        raise ValueError("--int8-text and --int8-video are for --format onnx.")
+        raise ValueError("--int8-text and --int8-video need --format onnx.")
     model, processor = load_dual_encoder(arguments.model, "cpu")
     if arguments.format == "archive":
         from ..export.archive import export_archive

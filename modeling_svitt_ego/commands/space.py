@@ -1,11 +1,13 @@
-"""`svitt-ego space`: a folder for a Gradio Space."""
+"""`svitt-ego space`: writes the folder of a Gradio Space."""
 
 import argparse
 
 
 def add_space_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="Hub name of the model (USER/MODEL), or a folder to try it")
-    parser.add_argument("out", metavar="OUT", help="new folder")
+    parser.add_argument(
+        "model", metavar="MODEL", help="Hub name of the model (USER/MODEL), or a folder to try the Space locally"
+    )
+    parser.add_argument("out", metavar="OUT", help="new folder of the Space")
 
 
 def run_space(arguments: argparse.Namespace) -> None:

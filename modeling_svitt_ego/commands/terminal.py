@@ -1,4 +1,4 @@
-"""Output on terminals that know ASCII only, and of file names that are not UTF-8: never a UnicodeEncodeError."""
+"""Output on terminals with ASCII only, and of file names that are not UTF-8, without a UnicodeEncodeError."""
 
 import codecs
 import sys
@@ -7,7 +7,7 @@ _ASCII = {"–": "-", "—": "-", "…": "...", "→": "->", "×": "x", "±": "+
 
 
 def make_printable() -> None:
-    """Let standard output and error replace what their encoding lacks: by a look-alike, else by its number."""
+    """Makes standard output and error replace a character that they cannot encode by a similar one or its code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not a file object of a test or of a notebook
             stream.reconfigure(errors="svitt_ego_look_alike")

@@ -1,10 +1,10 @@
-"""`svitt-ego pretrain` and `svitt-ego finetune`; their options are those of the Trainer as well."""
+"""`svitt-ego pretrain` and `svitt-ego finetune`, which also take every option of the Trainer."""
 
 import argparse
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Keeps the arguments, `--help` too, for the Trainer's own parser, which is slow to import."""
+    """Passes all arguments, also `--help`, on to the parser of the Trainer, whose import takes seconds."""
 
     def keep(arguments: list[str], namespace: argparse.Namespace | None = None):
         namespace = argparse.Namespace() if namespace is None else namespace

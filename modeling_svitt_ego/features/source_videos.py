@@ -11,6 +11,7 @@ from ..data.layouts import EDGE_TOLERANCE, chunk_seconds
 from ..data.video_files import FoundVideo, video_name_fault, walk_videos
 from ..files.plain_names import shown
 from ..model.clip_reading import VideoInfo, probe_video, stream_frames
+from ..model.video_source import is_url
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,9 @@ def find_videos(
         FileNotFoundError: There is no such file or folder, no video in it, or one of `uids` is missing.
         ValueError: Two videos have the same name.
     """
-    path = Path(path)
+    path = check_source(path)
     if path.is_file():
         return _single(path, skipped)
-    if not path.is_dir():
-        raise FileNotFoundError(f"There is no video or folder {shown(path)!r}.")
     found = [_source(video) for video in walk_videos(path, skipped) if uids is None or video.uid in uids]
     if uids is not None and (missing := sorted(uids - {video.uid for video in found})):
         raise FileNotFoundError(
@@ -94,6 +93,20 @@ def find_videos(
     if unique:
         _check_unique(found)
     return found
+
+
+def check_source(path: str | os.PathLike) -> Path:
+    """
+    The path of a video or folder that exists. Commands call this before they load a model.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder, or it is a URL.
+    """
+    if is_url(path):
+        raise FileNotFoundError(f"{path} is a URL, and only local files are read: download the video first.")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"There is no video or folder {shown(Path(path))!r}.")
+    return Path(path)
 
 
 def _single(path: Path, skipped: dict[str, str] | None) -> list[SourceVideo]:

@@ -70,7 +70,9 @@ def test_version_and_help(capsys):
         assert "SVITT_EGO_DEBUG=1" in text
     assert main(["evaluate", "egomcq", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "clips embedded at once (default: 32)" in text and "(default: None)" not in text
+    assert "number of clips embedded at once (default: 32)" in text and "(default: None)" not in text
+    assert main(["demo", "--help"]) == 0
+    assert "order of the clips (default: 0)" in " ".join(capsys.readouterr().out.split())  # 0 == False
 
 
 def test_every_argument_has_a_help_text():

@@ -1,6 +1,7 @@
 """How commands and example scripts end: mistakes and interrupts in one line, no process left behind."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modeling_svitt_ego import cli
-from modeling_svitt_ego.commands.running import Terminated, one_line, run
+from modeling_svitt_ego.commands.running import Terminated, list_failures, one_line, run
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -55,16 +56,52 @@ def test_an_error_of_a_worker_process_is_its_last_line():
     assert one_line(OSError(text)) == "'c.mp4' is cut"
 
 
-def test_an_interrupted_command_names_what_goes_on(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "line, kept, then",
+    [
+        (["extract", "my videos", "o", "--model", "m"], "finished videos are kept", "continue with: {}"),
+        (["search", "v", "a cup", "--model", "m"], "finished videos are kept in the cache", "continue with: {}"),
+        (["convert", "in", "out"], "nothing was written", "start again with: {}"),
+        (["pretrain", "--egoclip", "e.csv"], "checkpoints are kept", "continue with: {} --resume"),
+        (["finetune", "--model", "m", "--resume"], "checkpoints are kept", "continue with: {}"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_interrupted_command_names_what_continues(monkeypatch, capsys, line, kept, then):
     def stop(arguments):
         raise KeyboardInterrupt
 
-    commands = [replace(command, run=stop) if command.name == "extract" else command for command in cli.COMMANDS]
-    monkeypatch.setattr(cli, "COMMANDS", commands)
-    line = ["extract", "my videos", "out", "--model", "m"]
+    monkeypatch.setattr(cli, "COMMANDS", [replace(command, run=stop) for command in cli.COMMANDS])
     assert cli.main(line) == 130
     error = capsys.readouterr().err.strip()
-    assert "finished videos are kept" in error and "svitt-ego extract 'my videos' out --model m" in error
+    assert kept in error and error.endswith(then.format(shlex.join(["svitt-ego", *line])))
+    assert len(error.splitlines()) == 1
+
+
+def test_many_failures_are_counted_and_the_first_are_named():
+    """Catches a line for each of thousands of unreadable videos."""
+    text = list_failures({f"v{number}.mp4": "it is cut" for number in range(1000)}, "out/failures.json")
+    assert text.splitlines() == [
+        *(f"  v{number}.mp4: it is cut" for number in range(5)),
+        "  and 995 more, listed in out/failures.json",
+    ]
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost(capsys):
+    """Catches a Ctrl-C that Python drops because it arrived while an object was released."""
+
+    class Released:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def work():
+        Released()
+        time.sleep(600)
+
+    started = time.monotonic()
+    assert run("svitt-ego test", work, "nothing is kept") == 130
+    assert time.monotonic() - started < 300
+    assert capsys.readouterr().err.strip() == "svitt-ego test: interrupted; nothing is kept"
 
 
 POOL = """

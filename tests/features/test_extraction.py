@@ -414,13 +414,13 @@ def test_command(tmp_path, videos, capsys):
         str(nlq),
     ]
     assert main([*command, "--format", "npz", "--dtype", "float16"]) == 0
-    assert "1 videos (0 were there), 8 windows" in capsys.readouterr().out
+    assert "1 videos with 8 windows in" in capsys.readouterr().out
     assert FeatureFolder(tmp_path / "out").video("a").dtype == np.float16
     assert main([*command, "--layout", "pt"]) == 2
     assert "layout: npz there, pt now" in capsys.readouterr().err
     (videos / "b.mp4").write_bytes(b"no video")
     assert main(["extract", str(videos), str(tmp_path / "all"), "--model", str(model), "--device", "cpu"]) == 1
-    assert "failed: b: " in capsys.readouterr().out
+    assert "\n  b: " in capsys.readouterr().out
 
 
 def test_source_video_stamp_changes_with_the_file(videos):

@@ -226,6 +226,17 @@ def test_clock(seconds, shown):
     assert clock(seconds) == shown
 
 
+@pytest.mark.parametrize(
+    "source, message",
+    [("https://example.com/a.mp4", "https://example.com/a.mp4 is a URL"), ("nowhere", "no video or folder 'nowhere'")],
+)
+def test_a_source_that_cannot_be_read_is_refused_before_the_model_is_loaded(capsys, source, message):
+    assert main(["search", source, "a cup", "--model", "no model either"]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["extract", source, "out", "--model", "no model either"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_command(tmp_path, videos, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = str(save_tiny_encoder(tmp_path / "model"))
@@ -235,4 +246,4 @@ def test_command(tmp_path, videos, capsys, monkeypatch):
     assert lines[0].startswith("1. ") and lines[1].startswith("2. ") and "found.html" in lines[2]
     assert (tmp_path / "found.html").is_file() and len(os.listdir(tmp_path / "cache")) == 2
     assert main(["search", str(videos / "a.mp4"), str(videos / "b <i>.mp4"), *options]) == 2
-    assert "The last argument is the query" in capsys.readouterr().err
+    assert "The last argument must be the query" in capsys.readouterr().err

@@ -433,7 +433,7 @@ def test_convert_re_bases_to_more_frames(checkpoint, tmp_path, capsys, state):
     """`--num-frames 8 --keep-rate 0.4` is the temporal expansion; the video processor samples 8 frames."""
     options = [*OPTIONS, "--num-frames", "8", "--keep-rate", "0.4", "--tokenizer", "none"]
     assert run(checkpoint, tmp_path / "out", *options, "--time-mode", "released") == 0
-    assert "re-based from 4 to 8 frames (released)" in capsys.readouterr().out
+    assert "resampled from 4 to 8 frames (released)" in capsys.readouterr().out
     model = SViTTEgoForPreTraining.from_pretrained(tmp_path / "out").eval()
     expected = load_original_checkpoint(state, **SETTINGS).resize_frames(8, "released", 0.4)
     assert torch.equal(outputs(model, 8), outputs(expected, 8))
