@@ -38,7 +38,7 @@ METHODS = {"probe": "5e-3", "lora": "3e-3", "full": "1e-3"}  # and their learnin
 OBJECTIVES = ("info_nce", "mi_mm", "sms")
 SCORINGS = ("dual", "rerank")
 TEMPLATES = ("{}", "#C C {}")  # bare, and as the narrations that the model was pretrained on
-TOP_K, RANK, EPOCHS, BATCH_SIZE = 20, 6, 8, 64
+TOP_K, RERANK_WEIGHT, RANK, EPOCHS, BATCH_SIZE = 10, 0.1, 6, 8, 64
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -144,6 +144,7 @@ def fine_tuned(start: Path, world: Path, arguments, method: str, objective: str,
             "rank": RANK,
             "template": TEMPLATES[1],
             "rerank_top_k": TOP_K,
+            "rerank_weight": RERANK_WEIGHT,
             "cache_clips": arguments.output / "clips",
             "num_train_epochs": arguments.epochs,
             "per_device_train_batch_size": BATCH_SIZE,

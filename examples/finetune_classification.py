@@ -4,8 +4,9 @@
         --train EPIC_100_train.csv --test EPIC_100_validation.csv --videos EPIC-KITCHENS --layout epic
 
 The files say the task: EPIC-KITCHENS-100 trains a head for verbs and one for nouns at once and scores the action by
-the pair; EGTEA Gaze+ (`train_split1.txt`, layout egtea) has three heads; Charades-Ego has several labels for a video
-and trains on its annotated moments. `svitt-ego evaluate video-classification OUTPUT/model` scores the result again,
+the pair, with `--joint-action` also by a third head for the actions of the training set; EGTEA Gaze+
+(`train_split1.txt`, layout egtea) has three heads; Charades-Ego has several labels for a video and trains on its
+annotated moments. `svitt-ego evaluate video-classification OUTPUT/model` scores the result again,
 with more views if asked for.
 """
 
@@ -13,23 +14,19 @@ import argparse
 import json
 from pathlib import Path
 
-from peft import LoraConfig, get_peft_model
-from transformers import AutoProcessor, Trainer, TrainingArguments, set_seed
+from transformers import AutoProcessor, set_seed
 
-from modeling_svitt_ego import SViTTEgoForVideoClassification, lora_target_modules
+from modeling_svitt_ego import SViTTEgoForVideoClassification
 from modeling_svitt_ego.commands.running import run_script
 from modeling_svitt_ego.data.charades_ego import load_charades_ego
 from modeling_svitt_ego.data.clips import EgoClipDataset
+from modeling_svitt_ego.data.labelled_clips import with_actions
 from modeling_svitt_ego.data.labelled_files import load_labelled_clips
 from modeling_svitt_ego.data.layouts import VideoStore
 from modeling_svitt_ego.evaluation.video_classification import HeadEvaluator
-from modeling_svitt_ego.training.probes import (
-    LabelledPixels,
-    class_labels,
-    classifier_fields,
-    frozen_features,
-    train_probe,
-)
+from modeling_svitt_ego.training.finetuning import FineTuner, FineTuningRecipe, LabelledExamples
+from modeling_svitt_ego.training.probes import class_labels, classifier_fields, frozen_features, train_probe
+from modeling_svitt_ego.weights.lora import add_lora
 
 METHODS = ("linear", "attentive", "lora", "full")
 LEARNING_RATES = {"linear": 1e-2, "attentive": 1e-3, "lora": 1e-3, "full": 1e-4}
@@ -48,6 +45,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, help=f"by default {LEARNING_RATES}")
     parser.add_argument("--rank", type=int, default=8, help="rank of LoRA's updates")
+    parser.add_argument("--joint-action", action="store_true", help="EPIC-KITCHENS-100: also a head for the actions")
+    parser.add_argument("--mixup-alpha", type=float, default=0.0, help="lora, full: mixes pairs of clips; 0: off")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that decode")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -59,9 +58,16 @@ def main(argv: list[str] | None = None) -> dict:
     train, test = load_labelled_clips(arguments.train), load_labelled_clips(arguments.test)
     if train.benchmark == "charades-ego":
         train = load_charades_ego(arguments.train, by="moment")
+    pairs = None
+    if arguments.joint_action:
+        if train.benchmark != "ek100-cls":
+            raise ValueError(f"--joint-action is for EPIC-KITCHENS-100; {arguments.train} is of {train.benchmark}.")
+        train, pairs = with_actions(train)
+    if arguments.mixup_alpha and method in ("linear", "attentive"):
+        raise ValueError("--mixup-alpha mixes clips, which a probe on frozen features does not see again.")
 
     # 2. The classifier, new on top of the pretrained tower.
-    fields = classifier_fields(train, test)
+    fields = classifier_fields(train, test) | {"action_pairs": pairs}
     if method == "attentive":
         fields["classifier_pooling"] = "attention"
     model = SViTTEgoForVideoClassification.from_pretrained(arguments.model, **fields)
@@ -72,38 +78,25 @@ def main(argv: list[str] | None = None) -> dict:
     # 3. Training: probes on features computed once, the others by the library's Trainer.
     if method in ("linear", "attentive"):
         clips = EgoClipDataset(train.table, store, num_frames=num_frames, sampling="middle")
-        collate = LabelledPixels(processor, class_labels(train))
-        features = frozen_features(model, clips, collate, num_workers=arguments.num_workers)
+        examples = LabelledExamples(clips, class_labels(train), processor)
+        features = frozen_features(model, examples, num_workers=arguments.num_workers)
         train_probe(model, features, arguments.epochs, arguments.batch_size, learning_rate, seed=arguments.seed)
     else:
         clips = EgoClipDataset(train.table, store, num_frames=num_frames, seed=arguments.seed)
-        tuned = model
-        if method == "lora":
-            config = LoraConfig(
-                task_type="FEATURE_EXTRACTION",
-                r=arguments.rank,
-                lora_alpha=2 * arguments.rank,
-                target_modules=lora_target_modules("vision"),
-                modules_to_save=["classifier"],
-            )
-            tuned = get_peft_model(model, config)
-        settings = TrainingArguments(
+        tuned = add_lora(model, "vision", rank=arguments.rank, trained=["classifier"]) if method == "lora" else model
+        settings = FineTuningRecipe(
             output_dir=str(output / "checkpoints"),
             num_train_epochs=arguments.epochs,
             per_device_train_batch_size=arguments.batch_size,
             learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            weight_decay=0.05,
             dataloader_num_workers=arguments.num_workers,
-            label_names=["labels"],
-            remove_unused_columns=False,
             save_strategy="no",
             report_to="none",
             seed=arguments.seed,
         )
-        collate = LabelledPixels(processor, class_labels(train), do_random_resized_crop=True)
-        Trainer(tuned, settings, train_dataset=clips, data_collator=collate).train()
+        examples = LabelledExamples(clips, class_labels(train), processor, augment=True)
+        mixup = {"mixup_alpha": arguments.mixup_alpha}
+        FineTuner(tuned, settings, train_dataset=examples, processing_class=processor, **mixup).train()
         model = tuned.merge_and_unload() if method == "lora" else tuned
 
     # 4. The test set, and the model as `svitt-ego evaluate` takes it.

@@ -19,7 +19,6 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peft import LoraConfig, get_peft_model
 from transformers import AutoProcessor, HfArgumentParser, set_seed
 
 from modeling_svitt_ego import (
@@ -28,7 +27,6 @@ from modeling_svitt_ego import (
     SViTTEgoTrainer,
     SViTTEgoTrainingArguments,
     load_epic_kitchens,
-    lora_target_modules,
 )
 from modeling_svitt_ego.commands.running import run_script
 from modeling_svitt_ego.data.clips import EgoClipDataset
@@ -40,6 +38,7 @@ from modeling_svitt_ego.demo.synthetic_world import WorldPaths
 from modeling_svitt_ego.evaluation.ek100 import EK100Evaluator
 from modeling_svitt_ego.model.contrastive import Contrastive
 from modeling_svitt_ego.training.retrieval_objectives import RETRIEVAL_OBJECTIVES, FollowSchedules, RelevanceMatching
+from modeling_svitt_ego.weights.lora import add_lora
 
 PATHS = "model", "annotations", "videos", "world", "cache_clips"
 PROJECTIONS = "video_projection", "text_projection"
@@ -67,6 +66,7 @@ class Options:
         default=None, metadata={"help": "folder for decoded training clips: decode once, train many epochs and runs"}
     )
     rerank_top_k: int | None = field(default=None, metadata={"help": "also train the matching head, and re-rank"})
+    rerank_weight: float = field(default=1.0, metadata={"help": "of the matching head's loss"})
 
 
 @dataclass
@@ -116,18 +116,12 @@ def main(argv: list[str] | None = None) -> dict:
     else:
         margin = {} if options.margin is None else {"margin": options.margin}
         objective = RETRIEVAL_OBJECTIVES[options.objective](**margin)
-    model.objectives = [objective, *([RelevanceMatching(weight=1.0)] if rerank else [])]
+    model.objectives = [objective, *([RelevanceMatching(weight=options.rerank_weight)] if rerank else [])]
     wrapped = model
     if options.method == "lora":
-        towers = lora_target_modules("vision", "text", *(["fusion"] if rerank else []))
-        lora = LoraConfig(
-            task_type="FEATURE_EXTRACTION",
-            r=options.rank,
-            lora_alpha=2 * options.rank,
-            target_modules=f"{towers}|{'|'.join(PROJECTIONS)}",
-            modules_to_save=["vtm_head"] if rerank else None,
-        )
-        wrapped = get_peft_model(model, lora)
+        towers = ("vision", "text", *(["fusion"] if rerank else []))
+        heads = ["vtm_head"] if rerank else []
+        wrapped = add_lora(model, *towers, rank=options.rank, adapted=PROJECTIONS, trained=heads)
     elif options.method == "probe":
         model.requires_grad_(False)
         for head in (*PROJECTIONS, *(["vtm_head"] if rerank else [])):

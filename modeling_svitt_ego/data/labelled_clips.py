@@ -1,6 +1,7 @@
 """Clips with the numbers of their classes."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
@@ -47,3 +48,20 @@ class LabelledClips:
         if labels.ndim == 2:
             return labels.shape[1]
         return max(len(self.class_names(head)), int(labels.max(initial=-1)) + 1)
+
+
+def with_actions(
+    clips: LabelledClips, known: Sequence[Sequence[int]] = ()
+) -> tuple[LabelledClips, list[tuple[int, int]]]:
+    """
+    The clips with classes of `action` too, and the pairs of verb and noun that these stand for.
+
+    Args:
+        known: the first pairs, such as those that a head was trained on; the others that occur follow, sorted.
+    """
+    pairs = list(zip(clips.classes["verb"].tolist(), clips.classes["noun"].tolist()))
+    numbered = [(int(verb), int(noun)) for verb, noun in known]
+    numbered += sorted(set(pairs) - set(numbered))
+    number_of = {pair: number for number, pair in enumerate(numbered)}
+    actions = np.array([number_of[pair] for pair in pairs])
+    return replace(clips, classes={**clips.classes, "action": actions}), numbered

@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
-from ..data.labelled_clips import LabelledClips
+from ..data.labelled_clips import LabelledClips, with_actions
 from ..data.taxonomy import Taxonomy
 from ..model.processing_svitt_ego import SViTTEgoProcessor
 from .bootstrap import INTERVAL_RULE
@@ -138,26 +138,26 @@ class ClassificationEvaluator(ClipEvaluator):
         scores: dict[str, np.ndarray],
         labels: dict[str, np.ndarray],
         clips: EncodedClips,
-        action_from_pair: bool = False,
+        pair_task: str | None = None,
         **fields,
     ) -> EvaluationReport:
         """
         Args:
             scores, labels: of each task `(num_clips, num_classes)` and `(num_clips,)`. Metrics are named
                 `<task>_top1`, …, and those of the task `label` have no prefix.
-            action_from_pair (`bool`): also the action, by the product of the probabilities of verb and noun.
+            pair_task (`str`, *optional*): name for the action by the product of the probabilities of verb and noun.
         """
         scores = {task: np.where(clips.failed[:, None], -np.inf, table) for task, table in scores.items()}
         numbers: dict[str, int | float] = {}
         intervals: dict[str, list[float] | None] = {}
         for task, table in scores.items():
             self._add_task(task, *self._measure(table, labels[task]), numbers, intervals)
-        if action_from_pair:
+        if pair_task is not None:
             verbs, nouns = labels["verb"], labels["noun"]
             sizes = scores["verb"].shape[1], scores["noun"].shape[1]
             found = pair_hits(scores["verb"], scores["noun"], verbs, nouns)
             measured = self._measure_hits(*found, verbs * sizes[1] + nouns, sizes[0] * sizes[1])
-            self._add_task("action", *measured, numbers, intervals)
+            self._add_task(pair_task, *measured, numbers, intervals)
         numbers["num_left_out"] = self.clips.num_left_out
         return self.make_report(
             numbers,
@@ -223,7 +223,9 @@ class HeadEvaluator(ClassificationEvaluator):
     Classifies clips by a trained classifier: `evaluator(model)` returns an [`EvaluationReport`].
 
     A classifier with several heads (`config.classifier_heads`) is scored on each head that the clips have classes of,
-    and on the action: by a joint head if there is one, otherwise by the pair of verb and noun.
+    and on the action: by the pair of verb and noun, or by a joint head. Of EPIC-KITCHENS-100, whose actions are pairs
+    (`config.action_pairs`), a joint head is `action` and the pair `action_of_pair`, and an action that the head has
+    not been trained on counts as missed.
 
     Args:
         clips ([`LabelledClips`]): what is classified.
@@ -248,6 +250,10 @@ class HeadEvaluator(ClassificationEvaluator):
         labels = {
             head: self._labels_of(model, head, size) for head, size in heads.items() if head in self.clips.classes
         }
+        joint = "action" in heads and model.config.action_pairs is not None and {"verb", "noun"} <= labels.keys()
+        if joint:
+            actions, pairs = with_actions(self.clips, model.config.action_pairs)
+            labels["action"] = actions.classes["action"]
         if not labels:
             raise ValueError(
                 f"The classifier's heads are {sorted(heads)}, the clips' are {sorted(self.clips.classes)}."
@@ -255,17 +261,21 @@ class HeadEvaluator(ClassificationEvaluator):
         clips = self.encoder.clips(model, self.dataset, head=True, desc="clips")
         ends = np.cumsum(list(heads.values()))
         scores = {head: clips.embeds[:, end - size : end] for (head, size), end in zip(heads.items(), ends)}
-        from_pair = {"verb", "noun"} <= labels.keys() and "action" not in labels
+        if joint:  # no score for what the head has never seen
+            unseen = ((0, 0), (0, len(pairs) - heads["action"]))
+            scores["action"] = np.pad(scores["action"], unseen, constant_values=-np.inf)
+        from_pair = {"verb", "noun"} <= labels.keys() and (joint or "action" not in labels)
+        pair_task = "action_of_pair" if joint else "action"
         last = "action" if from_pair else [head for head in self.clips.classes if head in labels][-1]
         return self._classification_report(
             {head: scores[head] for head in labels},
             labels,
             clips,
-            from_pair,
+            pair_task if from_pair else None,
             primary_metrics=self.primary_metrics(last),
             scoring_mode="head",
             scoring_rule="logits of the trained classification head"
-            + ("; action: product of the probabilities of verb and noun" if from_pair else ""),
+            + (f"; {pair_task}: product of the probabilities of verb and noun" if from_pair else ""),
             details={"task": ", ".join(labels)},
         )
 

@@ -282,6 +282,8 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
         classifier_heads (`dict[str, int]` or list of pairs, *optional*): of the video classifier: names and numbers of
             classes of several heads, such as `{"verb": 97, "noun": 300}`. `num_labels` is then their sum. Kept as a
             list of pairs, because the order of the heads is that of the logits, and JSON files are sorted by key.
+        action_pairs (list of `[verb, noun]`, *optional*): of a head `"action"` that is trained jointly: which classes
+            of verb and noun each of its classes stands for. EPIC-KITCHENS-100 does not number its actions.
         classifier_pooling (`str`): what the video classifier sees: `"mean"`, the video tower's pooled vector, or
             `"attention"`, a learnt query over its tokens (the attentive probe).
         use_text_mask (`bool`): whether text embeddings leave padding out. SigLIP's text tower was trained on padded
@@ -318,6 +320,7 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     classifier_heads: dict | list | None = None
+    action_pairs: list | None = None
     classifier_pooling: str = "mean"
     use_text_mask: bool = True
 
@@ -388,6 +391,11 @@ class SViTTEgoConfig(SViTTEgoConfigBase):
             raise ValueError(
                 f"classifier_heads ({sizes}) must name at least one head, each with a class or more, and num_labels "
                 f"({self.num_labels}) must be the sum of their classes."
+            )
+        if self.action_pairs is not None and len(self.action_pairs) != sizes.get("action"):
+            raise ValueError(
+                f"action_pairs names {len(self.action_pairs)} pairs of verb and noun; the head 'action' has "
+                f"{sizes.get('action', 0)} classes."
             )
         for name in ("contrastive_weight", "vtm_weight", "mlm_weight"):
             if getattr(self, name) < 0:

@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 from transformers import AutoProcessor, HfArgumentParser, Trainer, set_seed
 from transformers.utils import logging
 
@@ -22,9 +19,10 @@ from ..data.labelled_clips import LabelledClips
 from ..data.labelled_files import load_labelled_clips
 from ..data.layouts import VideoStore
 from ..evaluation.classification_metrics import classification_accuracy
+from ..model.classification_heads import heads_loss
 from ..model.modeling_svitt_ego import SViTTEgoForVideoClassification
 from ..weights.loading import local_folder
-from ..weights.lora import lora_target_modules
+from ..weights.lora import add_lora
 from .arguments import SViTTEgoTrainingArguments
 from .checkpoints import CheckpointsWrittenAside
 from .leaving import LeaveOnSignal
@@ -85,8 +83,8 @@ class FineTuner(ChecksBeforeTraining, CheckpointsWrittenAside, Trainer):
     The library's Trainer with whole checkpoints, checked resumes, and a checkpoint after SIGTERM or Ctrl-C.
 
     Args:
-        mixup_alpha (`float`): above 0, mixes each clip and its class with another of the batch (mixup,
-            arXiv:1710.09412), in a share drawn from Beta(alpha, alpha).
+        mixup_alpha (`float`): above 0, mixes each clip and its classes, of all heads, with another of the batch
+            (mixup, arXiv:1710.09412), in a share drawn from Beta(alpha, alpha).
     """
 
     def __init__(self, *args, mixup_alpha: float = 0.0, **kwargs):
@@ -114,25 +112,34 @@ class FineTuner(ChecksBeforeTraining, CheckpointsWrittenAside, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training or self.mixup_alpha == 0:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        mix = v2.MixUp(alpha=self.mixup_alpha, num_classes=self.core.config.num_labels)
-        clips, shares = mix(tv_tensors.Video(inputs["pixel_values_videos"]), inputs["labels"])
-        outputs = model(pixel_values_videos=clips.as_subclass(torch.Tensor))
-        loss = F.cross_entropy(outputs.logits.float(), shares)
+        clips, labels = inputs["pixel_values_videos"], inputs["labels"]
+        alpha = torch.tensor(self.mixup_alpha)
+        share = torch.distributions.Beta(alpha, alpha).sample().item()
+        outputs = model(pixel_values_videos=share * clips + (1 - share) * clips.roll(1, 0))
+        # Cross-entropy is linear in the target: mixed labels cost what the labels cost, mixed.
+        own, other = (self._label_loss(outputs.logits.float(), some) for some in (labels, labels.roll(1, 0)))
+        loss = share * own + (1 - share) * other
         return (loss, outputs) if return_outputs else loss
+
+    def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        config = self.core.config
+        if config.head_sizes and not labels.is_floating_point():
+            return heads_loss(logits, labels, config.head_sizes)
+        return self.core.loss_function(labels, logits, config)
 
 
 class LabelledExamples(Dataset):
     """
-    Clips ready for the model, with their class.
+    Clips ready for the model, with their classes.
 
     Args:
         clips ([`EgoClipDataset`]): one row per clip.
-        labels (`np.ndarray` of shape `(num_clips,)`).
+        labels (`torch.Tensor` of shape `(num_clips,)` or `(num_clips, …)`): see [`class_labels`].
         processor ([`SViTTEgoProcessor`]).
         augment (`bool`): random crops and flips, drawn from (seed, epoch, row).
     """
 
-    def __init__(self, clips: EgoClipDataset, labels, processor, augment: bool) -> None:
+    def __init__(self, clips: EgoClipDataset, labels: torch.Tensor, processor, augment: bool = False) -> None:
         self.clips, self.labels, self.processor, self.augment = clips, labels, processor, augment
 
     def __len__(self) -> int:
@@ -141,7 +148,7 @@ class LabelledExamples(Dataset):
     @property
     def table(self):
         """Of the clips and their classes: a resumed run must have the same."""
-        return self.clips.table.add_column("label", [int(label) for label in self.labels])
+        return self.clips.table.add_column("label", self.labels.tolist())
 
     def set_epoch(self, epoch: int) -> None:
         self.clips.set_epoch(epoch)
@@ -157,8 +164,7 @@ class LabelledExamples(Dataset):
             generator=[torch.Generator().manual_seed(derive_seed(example["seed"], 1))],
         )
         # The row really read: another clip takes the place of an unreadable one.
-        label = int(self.labels[example["index"]])
-        return {"pixel_values_videos": inputs["pixel_values_videos"][0], "labels": torch.tensor(label)}
+        return {"pixel_values_videos": inputs["pixel_values_videos"][0], "labels": self.labels[example["index"]]}
 
 
 def main(argv: list[str] | None = None, **parser_settings) -> None:
@@ -205,7 +211,7 @@ def fine_tune(options: FineTuningOptions, arguments: FineTuningRecipe) -> FineTu
             on_error="skip" if training else "raise",
         )
         dataset.failures.keep_in(arguments.output_dir)
-        return LabelledExamples(dataset, labelled.classes[task], processor, augment=training)
+        return LabelledExamples(dataset, torch.from_numpy(labelled.classes[task]), processor, augment=training)
 
     evaluated = None
     if options.eval_annotations is not None:
@@ -254,14 +260,5 @@ def make_model(folder: Path, clips: LabelledClips, task: str, options: FineTunin
         model.requires_grad_(False)
         model.classifier.requires_grad_(True)
     elif options.method == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            task_type="FEATURE_EXTRACTION",
-            r=options.lora_rank,
-            lora_alpha=2 * options.lora_rank,
-            target_modules=lora_target_modules("vision"),
-            modules_to_save=["classifier"],
-        )
-        model = get_peft_model(model, config)
+        model = add_lora(model, "vision", rank=options.lora_rank, trained=["classifier"])
     return model

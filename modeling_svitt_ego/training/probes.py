@@ -4,7 +4,6 @@ A probe leaves the tower as it is, so each clip passes it once and its features 
 linear probe, all tokens for an attentive one. Epochs then cost what the classifier costs.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +26,10 @@ def classifier_fields(clips: LabelledClips, *others: LabelledClips) -> dict:
         names = clips.label_names
         fields = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
         return fields | ({"problem_type": "multi_label_classification"} if clips.is_multi_label else {})
-    heads = {head: max(some.num_classes(head) for some in (clips, *others)) for head in clips.classes}
+    heads = {
+        head: max(some.num_classes(head) for some in (clips, *others) if head in some.classes)
+        for head in clips.classes
+    }
     return {"classifier_heads": heads, "num_labels": sum(heads.values())}
 
 
@@ -43,33 +45,13 @@ def class_labels(clips: LabelledClips) -> torch.Tensor:
     return labels.masked_fill(labels < 0, -100)
 
 
-class LabelledPixels:
-    """
-    Examples of an [`EgoClipDataset`] over `clips.table` → `pixel_values_videos` and `labels`.
-
-    Args:
-        processor ([`SViTTEgoProcessor`]).
-        labels (`torch.Tensor`): from [`class_labels`], by row.
-        processor_kwargs: such as `do_random_resized_crop=True`.
-    """
-
-    def __init__(self, processor, labels: torch.Tensor, **processor_kwargs):
-        self.processor, self.labels, self.processor_kwargs = processor, labels, processor_kwargs
-
-    def __call__(self, examples: Sequence[dict]) -> dict[str, torch.Tensor]:
-        videos = [example["video"] for example in examples]
-        batch = self.processor(videos=videos, return_tensors="pt", do_sample_frames=False, **self.processor_kwargs)
-        rows = [example["index"] for example in examples]
-        return {"pixel_values_videos": batch["pixel_values_videos"], "labels": self.labels[rows]}
-
-
 @dataclass(frozen=True)
 class FrozenFeatures:
     """
     Args:
         pooled (`torch.Tensor` of shape `(num_clips, hidden_size)`).
         tokens (`torch.Tensor` of shape `(num_clips, num_tokens, hidden_size)`, *optional*): in half precision.
-        labels (`torch.Tensor`): as the collator gives them.
+        labels (`torch.Tensor`): as the data set gives them.
     """
 
     pooled: torch.Tensor
@@ -84,19 +66,22 @@ class FrozenFeatures:
 def frozen_features(
     model: SViTTEgoForVideoClassification,
     dataset: Dataset,
-    collate: Callable,
     batch_size: int = 32,
     num_workers: int = 0,
     desc: str = "features",
 ) -> FrozenFeatures:
-    """Every clip of `dataset` through the video tower, once; tokens too if the classifier pools them."""
+    """
+    Every clip of `dataset` through the video tower, once; tokens too if the classifier pools them.
+
+    Args:
+        dataset: of `pixel_values_videos` and `labels`, such as [`LabelledExamples`].
+    """
     device, with_tokens = next(model.parameters()).device, model.config.classifier_pooling == "attention"
     model.eval()
     loader = DataLoader(
         dataset,
         batch_size,
         num_workers=num_workers,
-        collate_fn=collate,
         worker_init_fn=one_thread if num_workers else None,
     )
     pooled, tokens, labels = [], [], []
@@ -146,4 +131,4 @@ def train_probe(
     return losses
 
 
-__all__ = ["FrozenFeatures", "LabelledPixels", "class_labels", "classifier_fields", "frozen_features", "train_probe"]
+__all__ = ["FrozenFeatures", "class_labels", "classifier_fields", "frozen_features", "train_probe"]

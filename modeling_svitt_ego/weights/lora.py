@@ -5,6 +5,7 @@ does: low-rank updates of the query and value projections, here of every tower t
 """
 
 import importlib.util
+from collections.abc import Sequence
 
 from transformers.utils import logging
 
@@ -49,6 +50,28 @@ def lora_target_modules(*towers: str, modules: tuple[str, ...] | list[str] = LOR
             raise ValueError(f"Name at least one {kind} of {', '.join(known)}; got {given!r}.")
     names = "|".join(LORA_TOWERS[tower] for tower in towers)
     return rf"(.*\.)?({names})\..*\.({'|'.join(modules)})"
+
+
+def add_lora(model, *towers: str, rank: int = 8, adapted: Sequence[str] = (), trained: Sequence[str] = ()):
+    """
+    The model with low-rank updates of the query and value projections of some towers (PEFT), everything else frozen.
+
+    Args:
+        towers (`str`): as in [`lora_target_modules`].
+        rank (`int`): of the updates; they are scaled by 2.
+        adapted (list of `str`): further modules with updates, such as `video_projection`.
+        trained (list of `str`): heads that are trained whole, such as a new `classifier`.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="FEATURE_EXTRACTION",
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="|".join([lora_target_modules(*towers), *adapted]),
+        modules_to_save=list(trained) or None,
+    )
+    return get_peft_model(model, config)
 
 
 def register_lora_defaults() -> None:

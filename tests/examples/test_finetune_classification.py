@@ -39,6 +39,8 @@ def start(tmp_path_factory):
         ("egtea", "train_split1.txt test_split1.txt", "cropped_clips", "attentive", "action_mean_class"),
         ("charades", "CharadesEgo_v1_train_only1st.csv CharadesEgo_v1_test_only1st.csv", "videos", "linear", "map"),
         ("epic", "EPIC_100_train.csv EPIC_100_validation.csv", "videos", "full", "verb_top1"),
+        ("epic", "EPIC_100_train.csv EPIC_100_validation.csv", "videos", "full --joint-action", "action_top1"),
+        ("egtea", "train_split1.txt test_split1.txt", "cropped_clips", "full --mixup-alpha 0.8", "noun_top1"),
     ],
 )
 def test_every_method_saves_what_it_measured(start, benchmark, files, videos, method, metric, capsys):
@@ -48,12 +50,23 @@ def test_every_method_saves_what_it_measured(start, benchmark, files, videos, me
     example, folder = start
     train, test = (str(folder / benchmark / name) for name in files.split())
     layout = {"epic": ["--layout", "epic"], "egtea": ["--layout", "egtea"], "charades": []}[benchmark]
-    output = folder / f"{benchmark}-{method}"
+    method, *options = method.split()
+    output = folder / "-".join([benchmark, method, *options])
     common = ["--videos", str(folder / benchmark / videos), *layout, "--num-workers", "0"]
-    settings = ["--epochs", "1", "--batch-size", "4", "--method", method, "--output", str(output)]
+    settings = ["--epochs", "1", "--batch-size", "4", "--method", method, "--output", str(output), *options]
     results = example.main(["--model", str(folder / "model"), "--train", train, "--test", test, *common, *settings])
     assert json.loads((output / "results.json").read_text()) == results
     again = ["evaluate", "video-classification", str(output / "model"), "--annotations", test, *common]
     assert main([*again, "--output", str(output / "evaluation.json")]) == 0
     found = json.loads((output / "evaluation.json").read_text())["metrics"]
     assert found[metric] == pytest.approx(results["metrics"][metric])
+    assert ("action_of_pair_top1" in found) == ("--joint-action" in options)
+
+
+def test_options_that_do_not_fit_are_refused(start):
+    example, folder = start
+    for benchmark, option in (("epic", ["--mixup-alpha", "0.5"]), ("egtea", ["--joint-action"])):
+        names = ("EPIC_100_train.csv", "train_split1.txt")[benchmark == "egtea"]
+        files = [part for kind in ("--train", "--test") for part in (kind, str(folder / benchmark / names))]
+        with pytest.raises(ValueError, match=option[0]):
+            example.main(["--model", str(folder / "model"), *files, "--videos", str(folder), *option])

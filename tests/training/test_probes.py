@@ -41,10 +41,8 @@ def test_a_probe_learns_and_leaves_the_tower_alone(pooling):
     )
     pixels, labels = tiny_clips(6), torch.tensor([[0, 2], [1, 0], [0, 1], [1, 1], [0, 0], [1, 2]])
 
-    def collate(rows):
-        return {"pixel_values_videos": pixels[rows], "labels": labels[rows]}
-
-    features = frozen_features(model.train(), list(range(6)), collate, batch_size=4)
+    rows = [{"pixel_values_videos": pixels[row], "labels": labels[row]} for row in range(6)]
+    features = frozen_features(model.train(), rows, batch_size=4)
     with torch.no_grad():
         whole = model(pixels).logits
         tokens = None if features.tokens is None else features.tokens.float()
