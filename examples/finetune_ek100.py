@@ -140,9 +140,12 @@ def main(argv: list[str] | None = None) -> dict:
     workers = args.dataloader_num_workers
     common = {"template": options.template, "layout": options.layout, "num_workers": workers}
     evaluator = EK100Evaluator(*test, options.videos, processor, num_frames, **common)
+    if options.cache_clips is not None:  # vectors by weights: the start is embedded once for all runs
+        common["cache"] = Path(options.cache_clips) / "embeddings"
+    final = EK100Evaluator(*test, options.videos, processor, num_frames, **common)
 
     # 4. Zero-shot, training, and the result.
-    zero_shot = evaluator(model)
+    zero_shot = final(model)
     trainer = SViTTEgoTrainer(
         model=wrapped,
         args=args,
@@ -153,7 +156,7 @@ def main(argv: list[str] | None = None) -> dict:
         callbacks=[FollowSchedules(model.objectives, options.temperature)],
     )
     trainer.train()
-    reports = {"zero_shot": zero_shot, "dual": evaluator(model)}
+    reports = {"zero_shot": zero_shot, "dual": final(model)}
     if rerank:
         reports["rerank"] = EK100Evaluator(*test, options.videos, processor, num_frames, **common, **scoring)(model)
     trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
