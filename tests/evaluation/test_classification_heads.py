@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from modeling_svitt_ego import SViTTEgoForVideoClassification
 from modeling_svitt_ego.cli import main
@@ -142,3 +143,31 @@ def test_verb_and_noun_heads_give_the_action(tmp_path):
     assert report.benchmark == "ek100-cls" and report.primary_metrics == ["action_top1"]
     assert report.metrics["action_top1"] <= min(report.metrics["verb_top1"], report.metrics["noun_top1"])
     assert report.counts["action_num_classes"] == 3000 and "product" in report.scoring_rule
+
+
+def test_a_joint_action_head_and_the_pair_are_both_scored(tmp_path):
+    """Catches actions numbered otherwise than in training, and an action that the head never saw scored as another."""
+    columns = "narration_id,participant_id,video_id,start_timestamp,stop_timestamp,narration,verb,verb_class,noun,"
+    lines = [f"{columns}noun_class,all_nouns,all_noun_classes"]
+    for i, (verb, noun) in enumerate([(0, 1), (1, 0), (0, 0), (0, 0)]):
+        place = f"P01_01_{i},P01,P01_01,00:00:0{i}.0,00:00:0{i + 1}.0,a b"
+        lines.append(f"{place},a,{verb},b,{noun},['b'],[{noun}]")
+    annotations = tmp_path / "EPIC_100_validation.csv"
+    annotations.write_text("\n".join(lines) + "\n")
+    write_video(tmp_path / "videos" / "P01" / "videos" / "P01_01.MP4", 50, noise=40)
+    heads, pairs = {"verb": 2, "noun": 2, "action": 2}, [[1, 0], [0, 1]]
+    fields = {"classifier_heads": heads, "num_labels": 6, "action_pairs": pairs}
+    folder = save_tiny_folder(tmp_path / "heads", SViTTEgoForVideoClassification, **fields)
+    model = SViTTEgoForVideoClassification.from_pretrained(folder)
+    assert model.config.action_pairs == pairs
+    with torch.no_grad():  # always verb 0, noun 0, action (0, 1)
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([1.0, 0, 1, 0, 0, 1]))
+    model.save_pretrained(folder)
+    output = tmp_path / "epic.json"
+    assert run(folder, annotations, tmp_path / "videos", output, "--layout", "epic") == 0
+    report = EvaluationReport.load(output)
+    assert report.metrics["action_top1"] == 25.0 and report.metrics["action_mean_class"] == pytest.approx(100 / 3)
+    assert report.metrics["action_of_pair_top1"] == 50.0 and report.counts["action_num_classes"] == 3
+    with pytest.raises(StrictDataclassClassValidationError, match="names 1 pairs of verb and noun; the head 'action' has 2 classes"):
+        save_tiny_folder(tmp_path / "x", SViTTEgoForVideoClassification, **fields | {"action_pairs": pairs[:1]})
