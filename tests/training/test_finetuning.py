@@ -96,10 +96,25 @@ def test_a_mistake_is_answered_in_one_line(options, said, root, tmp_path, capfd)
     assert f"svitt-ego finetune: {said}" in capfd.readouterr().err
 
 
-def test_mixup_is_off_by_default_and_mixes_clips_and_classes_alike(monkeypatch, tmp_path):
+LABELS = {
+    "one class": ({"num_labels": 2}, torch.tensor([0, 1, 1, 0])),
+    "two heads": (
+        {"classifier_heads": {"verb": 2, "noun": 3}, "num_labels": 5},
+        torch.tensor([[0, 2], [1, -100], [1, 0], [0, 1]]),
+    ),
+    "several classes": (
+        {"num_labels": 2, "problem_type": "multi_label_classification"},
+        torch.tensor([[0.0, 1], [1, 1], [0, 0], [1, 0]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_mixup_is_off_by_default_and_mixes_clips_and_classes_alike(kind, monkeypatch, tmp_path):
     """Catches clips mixed with one share and classes with another."""
-    model = SViTTEgoForVideoClassification(small_config(lively=False, num_labels=2))
-    clips, labels = torch.randn(4, 4, 3, 64, 64), torch.tensor([0, 1, 1, 0])
+    fields, labels = LABELS[kind]
+    model = SViTTEgoForVideoClassification(small_config(lively=False, **fields))
+    clips = torch.randn(4, 4, 3, 64, 64)
     inputs = {"pixel_values_videos": clips, "labels": labels}
     arguments = FineTuningRecipe(str(tmp_path), report_to="none", use_cpu=True)
     monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self, shape=(): torch.tensor(0.25))
@@ -107,6 +122,6 @@ def test_mixup_is_off_by_default_and_mixes_clips_and_classes_alike(monkeypatch, 
     plain = FineTuner(model=model, args=arguments).compute_loss(model, inputs)
     torch.testing.assert_close(plain, model(**inputs).loss)
     mixed = FineTuner(model=model, args=arguments, mixup_alpha=1.0).compute_loss(model, inputs)
-    logits = model(pixel_values_videos=0.25 * clips + 0.75 * clips.roll(1, 0)).logits
-    one, other = (torch.nn.functional.cross_entropy(logits, x) for x in (labels, labels.roll(1)))
+    both = 0.25 * clips + 0.75 * clips.roll(1, 0)
+    one, other = (model(pixel_values_videos=both, labels=x).loss for x in (labels, labels.roll(1, 0)))
     torch.testing.assert_close(mixed, 0.25 * one + 0.75 * other)
