@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+FRAME_ORDERS = ("natural", "shuffled", "reversed", "repeated")  # of data/frame_order.py, whose import takes a second
+
 
 class CommandParser(argparse.ArgumentParser):
     """Shows defaults in `--help` and reports a usage error in one line. Its sub-parsers do the same."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import positive_float, positive_int
+from .arguments import FRAME_ORDERS, positive_float, positive_int
 from .corpus import shard_of
 
 if TYPE_CHECKING:
@@ -111,6 +111,11 @@ def _add_egonlq(parser: argparse.ArgumentParser) -> None:
         metavar="CELLS",
         help="predict by the cosine of the query with windows of this many feature rows",
     )
+    parser.add_argument(
+        "--frame-order",
+        choices=FRAME_ORDERS,
+        help="a control: how the frames of the features' windows must be ordered (`svitt-ego extract --frame-order`)",
+    )
 
 
 def _open_egonlq(arguments: argparse.Namespace) -> Opened:
@@ -120,11 +125,19 @@ def _open_egonlq(arguments: argparse.Namespace) -> Opened:
     if (arguments.predictions is None) == (arguments.features is None):
         raise ValueError("Give either --predictions, or --features to predict from.")
     folder = local_folder(arguments.folder) if arguments.folder else None
+    if arguments.predictions and arguments.frame_order is not None:
+        raise ValueError("A prediction file does not say in which order its model saw the frames: no --frame-order.")
     if arguments.predictions:
         return Opened(PredictionFileEvaluator(arguments.annotations, arguments.predictions), None, folder)
     if folder is None and arguments.sliding_window is None:
         raise ValueError("To predict from features, name a grounding head or a sliding window.")
     evaluator = EgoNLQEvaluator(arguments.annotations, arguments.features, arguments.sliding_window)
+    made = evaluator.dataset.folder.settings.frame_order
+    if arguments.frame_order not in (None, made):
+        raise ValueError(
+            f"The features in {arguments.features!r} are of {made} frames: extract others into another folder with "
+            f"`svitt-ego extract … --nlq … --frame-order {arguments.frame_order}`."
+        )
     head = load_grounding_head(folder) if arguments.sliding_window is None else None
     return Opened(evaluator, head, folder)
 

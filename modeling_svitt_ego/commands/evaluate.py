@@ -5,12 +5,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from .arguments import check_output_file, non_negative_int, positive_int
+from .arguments import FRAME_ORDERS, check_output_file, non_negative_int, positive_int
 from .benchmarks import BENCHMARKS
 from .corpus import LAYOUT_HELP, add_shard_arguments
 from .running import DEBUG_HELP
-
-FRAME_ORDERS = ("natural", "shuffled", "reversed", "repeated")
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .arguments import check_output_file, device, positive_float, positive_int, window_seconds
+from .arguments import FRAME_ORDERS, check_output_file, device, positive_float, positive_int, window_seconds
 from .corpus import add_shard_arguments, shard_of
 from .running import list_failures
 
@@ -36,7 +36,8 @@ def _window_settings(arguments: argparse.Namespace, kind: str):
     if seconds is None and getattr(arguments, "nlq", None):
         seconds = NLQ_WINDOW_SECONDS
     seconds = None if seconds == "stride" else seconds
-    return WindowSettings(arguments.windows_per_second, seconds, arguments.num_frames, kind)
+    frame_order = getattr(arguments, "frame_order", "natural")
+    return WindowSettings(arguments.windows_per_second, seconds, arguments.num_frames, kind, frame_order)
 
 
 def _load(arguments: argparse.Namespace):
@@ -56,6 +57,7 @@ def add_extract_arguments(parser: argparse.ArgumentParser) -> None:
         default="projected",
         help="embeddings after the projection (comparable with texts), before it, or the states of all tokens",
     )
+    add("--frame-order", default="natural", choices=FRAME_ORDERS, help="of a window's frames; others are controls")
     formats = {"dest": "layout", "choices": ("pt", "npz", "hdf5")}
     add("--format", default="pt", help="file format: VSLNet reads pt, GroundNLQ npz", **formats)
     add("--layout", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **formats)  # its name in 0.1.0

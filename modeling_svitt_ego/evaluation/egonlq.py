@@ -7,6 +7,7 @@ import numpy as np
 from torch import nn
 
 from ..data.egonlq import load_egonlq, query_flags
+from ..data.frame_order import CONDITIONS
 from ..features.egonlq_features import EgoNLQFeatures
 from ..features.grounding import ground, sliding_window_spans
 from .bootstrap import INTERVAL_RULE
@@ -27,7 +28,8 @@ class EgoNLQEvaluator(Evaluator):
 
     Args:
         annotations: `nlq_val.json`.
-        features ([`EgoNLQFeatures`] or a path): what `svitt-ego extract … --nlq` made for these queries.
+        features ([`EgoNLQFeatures`] or a path): what `svitt-ego extract … --nlq` made for these queries. The order
+            of the frames in their windows is the report's `frame_order`.
         sliding_window (`int`, *optional*): predict by the cosine of windows of this many cells with the query;
             `evaluator(None)` then needs no head.
         batch_size (`int`): queries at once.
@@ -74,6 +76,8 @@ class EgoNLQEvaluator(Evaluator):
             scoring_rule=rule,
             num_frames=settings.num_frames,
             window_rule=f"{settings.windows_per_second:g} windows per second of video",
+            frame_order=settings.frame_order,
+            condition=CONDITIONS[settings.frame_order],
         )
 
 

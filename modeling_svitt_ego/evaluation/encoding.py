@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.clips import EgoClipDataset
+from ..data.frame_order import check_frame_order, ordered_frames
 from ..files.processes import workers_ignore_interrupts
 from ..files.sharding import Shard
 from ..model.clip_reading import ClipReadError
 from ..model.processing_svitt_ego import SViTTEgoProcessor
 from ..weights.fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
-from .frame_order import check_frame_order, ordered_frames
 from .vector_cache import VectorCache
 from .views import Views
 

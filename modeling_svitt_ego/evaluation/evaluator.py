@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data.clips import EgoClipDataset
+from ..data.frame_order import CONDITIONS
 from ..data.layouts import VideoStore
 from ..model.processing_svitt_ego import SViTTEgoProcessor
 from .encoding import Encoder, EncoderSettings
-from .frame_order import CONDITIONS
 from .protocol import describe_crop, describe_failures, describe_window
 from .report import EvaluationReport
 

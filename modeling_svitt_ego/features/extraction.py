@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -185,7 +185,7 @@ def _manifest(
         "checkpoint": model_fingerprint(model),
         "video_transform": video_fingerprint(processor),
         "text_transform": text_fingerprint(processor),
-        "settings": asdict(settings),
+        "settings": settings.recorded(),
         "layout": layout,
         "dtype": dtype,
     }

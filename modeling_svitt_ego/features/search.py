@@ -13,7 +13,7 @@ product over all windows.
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +118,7 @@ class VideoIndex:
         failures: dict[str, str] = {}
         found = [video for path in paths for video in find_videos(path, skipped=failures, unique=False)]
         sources = list({video.files: video for video in found}.values())
-        maker = [model_fingerprint(model), video_fingerprint(processor), asdict(settings)]
+        maker = [model_fingerprint(model), video_fingerprint(processor), settings.recorded()]
         indexed = []
         with tqdm(desc="index", unit="window") as bar:
             for number, source in enumerate(sources, 1):

@@ -10,11 +10,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
+from ..data.frame_order import check_frame_order, ordered_frames
 from ..model.clip_reading import ClipReadError, clip_times
 from .source_videos import SourceVideo, find_videos  # noqa: F401 (imported from here by earlier code)
 
@@ -35,14 +36,17 @@ class WindowSettings:
         num_frames (`int`): frames of a window, the middle ones of as many equal segments.
         kind (`str`): `"projected"` (`projection_dim`, comparable with texts, not normalised), `"pooled"` (before the
             projection, `hidden_size`) or `"tokens"` (`(num_tokens, hidden_size)`, [CLS] first, after pruning).
+        frame_order (`str`): of the frames within a window, a control, see [`ordered_frames`].
     """
 
     windows_per_second: float = WINDOWS_PER_SECOND
     window_seconds: float | None = None
     num_frames: int = 4
     kind: str = "projected"
+    frame_order: str = "natural"
 
     def __post_init__(self):
+        check_frame_order(self.frame_order)
         if not (math.isfinite(self.windows_per_second) and self.windows_per_second > 0):
             raise ValueError(f"windows_per_second ({self.windows_per_second}) must be above 0.")
         if self.window_seconds is not None and not (math.isfinite(self.window_seconds) and self.window_seconds > 0):
@@ -51,6 +55,10 @@ class WindowSettings:
             raise ValueError(f"num_frames ({self.num_frames}) must be at least 1.")
         if self.kind not in FEATURE_KINDS:
             raise ValueError(f"kind ({self.kind!r}) must be one of {', '.join(FEATURE_KINDS)}.")
+
+    def recorded(self) -> dict:
+        """What a manifest says; the natural order of frames is not mentioned, as in folders of earlier versions."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("frame_order", "natural")}
 
 
 def cells(duration: float, settings: WindowSettings) -> np.ndarray:
@@ -128,7 +136,10 @@ def embed_video(
     processor = getattr(processor, "video_processor", processor)
     duration = video.duration()
     spans = windows(duration, settings)
-    frames = read_windows(video, spans, settings.num_frames)
+    frames = (
+        clip[ordered_frames(len(clip), settings.frame_order, seed=number)]
+        for number, clip in enumerate(read_windows(video, spans, settings.num_frames))
+    )
 
     def next_batch() -> torch.Tensor | None:
         # Resized window by window: a batch of large frames may not fit into memory with the model.

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from modeling_svitt_ego.data.frame_order import FRAME_ORDERS, ordered_frames
 from modeling_svitt_ego.evaluation.encoding import EncoderSettings, _Collate
 from modeling_svitt_ego.evaluation.evaluator import Evaluator, run_evaluators
-from modeling_svitt_ego.evaluation.frame_order import FRAME_ORDERS, ordered_frames
 from modeling_svitt_ego.evaluation.report import EvaluationReport
 from modeling_svitt_ego.evaluation.views import Views
 

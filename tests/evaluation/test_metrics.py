@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from modeling_svitt_ego.data.frame_order import wrong_order
 from modeling_svitt_ego.evaluation.bootstrap import bootstrap_intervals, cluster_weights, weighted_mean
 from modeling_svitt_ego.evaluation.classification_metrics import classification_accuracy, classification_intervals
 from modeling_svitt_ego.evaluation.egomcq_metrics import egomcq_accuracy, egomcq_intervals, is_intra_video
@@ -15,7 +16,6 @@ from modeling_svitt_ego.evaluation.ek100_metrics import (
     ek100_retrieval,
     normalised_dcg,
 )
-from modeling_svitt_ego.evaluation.frame_order import wrong_order
 
 SCORES = np.array(
     [

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from modeling_svitt_ego.cli import main
+from modeling_svitt_ego.data.frame_order import ordered_frames
 from modeling_svitt_ego.features import extraction
 from modeling_svitt_ego.features.extraction import FeatureFolder, extract
 from modeling_svitt_ego.features.files import load_features, save_features
@@ -98,6 +99,27 @@ def test_stream_refuses_times_that_step_back_or_leave_the_video(tmp_path):
     for times in ([0.5, 0.2], [0.5, 9.0]):
         with pytest.raises(ClipReadError, match=r"v\.mp4: time "):
             list(stream_frames(path, lambda info, times=times: times))
+
+
+@pytest.mark.parametrize("order", ["natural", "reversed", "repeated", "shuffled"])
+def test_frames_of_a_window_in_another_order(tmp_path, order, encoder):
+    """Catches an order that the manifest names and the features do not have, and one across windows."""
+    write_video(tmp_path / "v.mp4", 27)
+    model, processor = encoder
+    seen = []
+
+    def show(clips, **options):
+        seen.extend(frame_numbers(clip) for clip in clips)
+        return type(processor.video_processor).__call__(processor.video_processor, clips, **options)
+
+    (video,) = find_videos(tmp_path / "v.mp4")
+    settings = WindowSettings(frame_order=order)
+    natural = [frame_numbers(c) for c in read_windows(video, windows(video.duration(), settings), 4)]
+    embed_video(model, show, video, settings)
+    assert len(seen) == len(natural) == 5
+    for number, (found, frames) in enumerate(zip(seen, natural)):
+        assert found == [frames[place] for place in ordered_frames(4, order, number)]
+    assert ("frame_order" in settings.recorded()) == (order != "natural")
 
 
 @pytest.mark.parametrize("window_seconds", [None, 1.3])

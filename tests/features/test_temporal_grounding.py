@@ -416,3 +416,16 @@ def test_command_and_example(made, tmp_path, capsys):
     assert main(["ground", str(run / "head"), str(tmp_path / "g"), nlq, str(tmp_path / "q.json")]) == 2
     assert "window_seconds 1.0 in training, None here" in (error := capsys.readouterr().err)
     assert "Extract them into another folder with --window-seconds 1.0." in error
+
+    # Frames of another order are a control: the head takes them, and the report says so.
+    assert main([*extract[:2], str(tmp_path / "h"), *extract[3:], "--frame-order", "shuffled"]) == 0
+    evaluate = ["evaluate", "egonlq", str(run / "head"), "--annotations", nlq, "--output", str(tmp_path / "e.json")]
+    shuffled = [*evaluate, "--features", str(tmp_path / "h")]
+    assert main([*shuffled, "--frame-order", "shuffled"]) == main(shuffled) == 0
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert (found["frame_order"], found["condition"]) == ("shuffled", "frames shuffled")
+    assert main([*shuffled, "--frame-order", "natural"]) == 2
+    assert "are of shuffled frames" in capsys.readouterr().err
+    predictions = [*evaluate, "--predictions", str(tmp_path / "p.json")]
+    assert main([*predictions, "--frame-order", "shuffled"]) == 2
+    assert "no --frame-order" in capsys.readouterr().err

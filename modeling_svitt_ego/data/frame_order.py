@@ -1,4 +1,4 @@
-"""Frame order as a control: what a model loses in another order of the frames is what it owes to time.
+"""Frame order as a control for every benchmark: what a model loses in another order is what it owes to time.
 
 A model that scores the natural order no higher than the others has not used the order of the frames.
 """
