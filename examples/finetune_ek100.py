@@ -3,11 +3,11 @@
     python examples/finetune_ek100.py --model FOLDER --annotations ANNOTATIONS/retrieval_annotations \
         --videos EPIC-KITCHENS --layout epic --objective sms --method full --output_dir runs/ek100
 
-A text for each clip is drawn among the sentences of relevance above 0.1; the loss is SMS, adaptive MI-MM, InfoNCE or
-InfoNCE with soft targets; after every epoch the test set is scored. `--contrastive_batch_size 512
---per_device_train_batch_size 8` contrasts 512 clips in the memory of 8. `--rerank_top_k 20` also trains the matching
-head and re-ranks the best 20 of each ranking with it. `--method probe` trains the two projections on frozen towers. On
-the synthetic world of `svitt-ego demo`:
+A text for each clip is drawn among the sentences of relevance above 0.1 (InfoNCE: of relevance 1); the loss is SMS,
+adaptive MI-MM, InfoNCE or InfoNCE with soft targets; after every epoch the test set is scored.
+`--contrastive_batch_size 512 --per_device_train_batch_size 8` contrasts 512 clips in the memory of 8.
+`--rerank_top_k 20` also trains the matching head and re-ranks the best 20 of each ranking with it. `--method probe`
+trains the two projections on frozen towers. On the synthetic world of `svitt-ego demo`:
 
     svitt-ego demo --output svitt-ego-demo --training-videos
     python examples/finetune_ek100.py --model svitt-ego-demo/model --world svitt-ego-demo/world --num_train_epochs 6
@@ -59,7 +59,9 @@ class Options:
     objective: str = field(default="sms", metadata={"help": "sms, mi_mm, soft_info_nce or info_nce"})
     margin: str | None = field(default=None, metadata={"help": "of sms and mi_mm: a number, or cosine:0.4:0.8:5"})
     temperature: str | None = field(default=None, metadata={"help": "a number or a schedule; trained otherwise"})
-    relevance_threshold: float = field(default=0.1, metadata={"help": "sentences above it are drawn"})
+    relevance_threshold: float | None = field(
+        default=None, metadata={"help": "sentences above it are drawn; 0.1, with info_nce only those of relevance 1"}
+    )
     template: str = field(default="{}", metadata={"help": "what is made of a sentence, such as '#C C {}'"})
     num_frames: int | None = field(default=None, metadata={"help": "frames per clip; the model's own otherwise"})
     cache_clips: str | None = field(
@@ -112,7 +114,7 @@ def main(argv: list[str] | None = None) -> dict:
     num_frames = options.num_frames or model.config.vision_config.num_frames
     if options.objective == "info_nce":
         model.config.contrastive_loss = "info_nce"
-        objective = Contrastive()
+        objective = Contrastive(weight=1.0)  # whatever weight the model was pretrained with
     else:
         margin = {} if options.margin is None else {"margin": options.margin}
         objective = RETRIEVAL_OBJECTIVES[options.objective](**margin)
@@ -127,7 +129,10 @@ def main(argv: list[str] | None = None) -> dict:
         for head in (*PROJECTIONS, *(["vtm_head"] if rerank else [])):
             getattr(model, head).requires_grad_(True)
 
-    # 3. Clips, each with a sentence that fits it; and the evaluator of the test set.
+    # 3. Clips, each with a sentence that fits it; and the evaluator of the test set. InfoNCE takes every pair for a
+    # whole match, so it is given no others.
+    if options.relevance_threshold is None:
+        options.relevance_threshold = 0.99 if options.objective == "info_nce" else 0.1
     clips, sentences = load_epic_kitchens(train[0], split="train"), load_epic_kitchens(*train, split="train")
     texts = RelevantSentences(clips, sentences, options.relevance_threshold, options.template)
     store = VideoStore(options.videos, options.layout)
