@@ -31,6 +31,7 @@ def config_for(data: EgoNLQFeatures, **fields) -> SViTTEgoTemporalGroundingConfi
         windows_per_second=settings.windows_per_second,
         window_seconds=settings.window_seconds,
         num_frames=settings.num_frames,
+        feature_kind=settings.kind,
         encoder_fingerprint=data.folder.manifest["checkpoint"],
         **fields,
     )
@@ -48,6 +49,7 @@ def check_features(model: SViTTEgoForTemporalGrounding, data: EgoNLQFeatures) ->
         "windows_per_second": (config.windows_per_second, settings.windows_per_second),
         "window_seconds": (config.window_seconds, settings.window_seconds),
         "num_frames": (config.num_frames, settings.num_frames),
+        "features": (config.feature_kind, settings.kind),
         "video_dim": (config.video_dim, data[0]["video_features"].shape[-1]),
     }
     wrong = [
@@ -57,7 +59,7 @@ def check_features(model: SViTTEgoForTemporalGrounding, data: EgoNLQFeatures) ->
         options = [
             f"--{name.replace('_', '-')} {'stride' if trained is None else trained}"
             for name, (trained, here) in pairs.items()
-            if trained != here and name in ("windows_per_second", "window_seconds", "num_frames")
+            if trained != here and name in ("windows_per_second", "window_seconds", "num_frames", "features")
         ]
         if config.encoder_fingerprint != manifest["checkpoint"]:
             options.append("--model and the encoder of the training")

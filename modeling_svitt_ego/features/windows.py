@@ -1,9 +1,7 @@
 """Features of whole videos: a window a stride, decoded in one pass, embedded in batches; used by extract and search.
 
-    |----cell 0----|----cell 1----|----cell 2----|--3--|        cells tile [0, duration), the last may be shorter
-        |--------window 1--------|                              a window is centred on its cell, kept inside the video
-
-A feature describes its cell. The published EgoNLQ features have 30 fps / 16 frames = 1.875 cells a second.
+A feature describes its cell (model/feature_cells.py). The published EgoNLQ features have 30 fps / 16 frames = 1.875
+cells a second.
 """
 
 import itertools
@@ -17,13 +15,12 @@ import torch
 
 from ..data.frame_order import check_frame_order, ordered_frames
 from ..model.clip_reading import ClipReadError, clip_times
+from ..model.feature_cells import cell_bounds, window_bounds
 from .source_videos import SourceVideo, find_videos  # noqa: F401 (imported from here by earlier code)
 
 WINDOWS_PER_SECOND = 1.875
 NLQ_WINDOW_SECONDS = 1.0  # for a grounding head: the mean length of EgoClip's clips, nearly twice a cell
 FEATURE_KINDS = ("projected", "pooled", "tokens")
-# A last cell shorter than this share of a whole one joins the cell before it: rounding of the duration, not content.
-_SHORTEST_CELL = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,19 +60,12 @@ class WindowSettings:
 
 def cells(duration: float, settings: WindowSettings) -> np.ndarray:
     """(num_cells, 2) seconds: start and end of each cell; together they are [0, duration)."""
-    stride = 1 / settings.windows_per_second
-    starts = np.arange(max(1, math.ceil(duration / stride - _SHORTEST_CELL))) * stride
-    return np.stack([starts, np.append(starts[1:], duration)], axis=1)
+    return cell_bounds(duration, settings.windows_per_second)
 
 
 def windows(duration: float, settings: WindowSettings) -> np.ndarray:
     """(num_cells, 2) seconds: what the model sees for each cell."""
-    result = cells(duration, settings)
-    if settings.window_seconds is None:
-        return result
-    length = min(settings.window_seconds, duration)
-    starts = np.clip(result.mean(axis=1) - length / 2, 0, duration - length)
-    return np.stack([starts, starts + length], axis=1)
+    return window_bounds(duration, settings.windows_per_second, settings.window_seconds)
 
 
 # --------------------------------------------------------------------------------------------------- frames to vectors

@@ -1,8 +1,8 @@
 """`pipeline("temporal-grounding")`: when in a video the answer to a question is, by the grounding head.
 
 The head works on features: a vector for each cell of the video (`svitt-ego extract`) and the states of the query's
-tokens. With the encoder that made the video's features given to the pipeline, queries may be texts. This file travels
-with a saved head, and config.json names it under `custom_pipelines`.
+tokens. With the encoder of the head's training given to the pipeline, the input may be a video and a question. This
+file travels with a saved head, and config.json names it under `custom_pipelines`.
 """
 
 import types
@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from transformers.pipelines import Pipeline
 
+from .feature_cells import cell_bounds, window_bounds
+
+WINDOWS_AT_ONCE = 32  # embedded
 TASK = "temporal-grounding"
 
 
@@ -26,12 +29,17 @@ class TemporalGroundingPipeline(Pipeline):
 
     ```python
     find = pipeline("temporal-grounding", model=head, encoder=model, processor=processor)
-    find({"video_features": cells, "query": "Where did I put the knife?"}, top_k=3)
-    # [{"start": 12.3, "end": 14.4, "score": 0.4}, …] in seconds from the first cell, best first
+    find({"video": "kitchen.mp4", "query": "Where did I put the knife?"}, top_k=3)
+    # [{"start": 12.3, "end": 14.4, "score": 0.4}, …] in seconds from the beginning of the video, best first
+    find({"video_features": cells, "query": "Where did I put the knife?"})
     ```
 
+    A video is embedded anew for each question, window by window as `svitt-ego extract` does; to ask one video many
+    questions, extract its features once and pass them.
+
     Args:
-        encoder (*optional*): the model that made the features, with `get_text_features`; for queries as texts.
+        encoder (*optional*): the model that made the features of the head's training; for videos and texts. The
+            sizes are compared, the weights are not.
         processor (*optional*): of the encoder.
     """
 
@@ -46,7 +54,7 @@ class TemporalGroundingPipeline(Pipeline):
         if not hasattr(self.model, "spans"):
             raise TypeError(f"{TASK} needs a temporal grounding head, not {type(self.model).__name__}.")
         if (encoder is None) != (processor is None):
-            raise ValueError("Give encoder and processor together: texts need both.")
+            raise ValueError("Give encoder and processor together: videos and texts need both.")
         self.encoder, self.text_processor = encoder, processor
         self.model.eval()
         if encoder is not None:
@@ -55,13 +63,14 @@ class TemporalGroundingPipeline(Pipeline):
     def __call__(self, inputs: Any, top_k: int | None = None, **kwargs: Any):
         """
         Args:
-            inputs (`dict` or a list of them): `video_features` `(num_cells, video_dim)`; and `query` (a text, needs
-                the encoder), or `text_features` `(num_tokens, text_dim)` and `text_embeds` `(video_dim,)`.
+            inputs (`dict` or a list of them): `video` (a path, or another whole video that the processor reads; needs
+                the encoder), or `video_features` `(num_cells, video_dim)`; and `query` (a text, needs the encoder), or
+                `text_features` `(num_tokens, text_dim)` and `text_embeds` `(video_dim,)`.
             top_k (`int`, defaults to 5): how many spans to return.
 
         Returns:
-            `[{"start": float, "end": float, "score": float}, …]`, seconds from the start of the first cell, best
-            first; a list of such for several inputs.
+            `[{"start": float, "end": float, "score": float}, …]`, seconds from the start of the video (or of the first
+            cell), best first; a list of such for several inputs.
         """
         if isinstance(inputs, types.GeneratorType):
             inputs = list(inputs)
@@ -75,9 +84,15 @@ class TemporalGroundingPipeline(Pipeline):
         return {}, {}, {} if top_k is None else {"top_k": top_k}
 
     def preprocess(self, inputs):
-        if not isinstance(inputs, dict) or "video_features" not in inputs:
-            raise ValueError("Give a dict with video_features and either query, or text_features and text_embeds.")
-        video = torch.as_tensor(inputs["video_features"]).float()
+        if not isinstance(inputs, dict) or ("video" in inputs) == ("video_features" in inputs):
+            raise ValueError(
+                "Give a dict with either video or video_features, and either query, or text_features and text_embeds."
+            )
+        duration = None
+        if "video" in inputs:
+            video, duration = self._embed_video(inputs["video"])
+        else:
+            video = torch.as_tensor(inputs["video_features"]).float()
         if video.dim() != 2 or video.shape[1] != self.model.config.video_dim or not len(video):
             raise ValueError(
                 f"video_features must have the shape (num_cells, {self.model.config.video_dim}), got "
@@ -91,7 +106,28 @@ class TemporalGroundingPipeline(Pipeline):
             if missing:
                 raise ValueError(f"Without a query, the input needs {', '.join(missing)}.")
             text = {name: torch.as_tensor(inputs[name]).float() for name in names}
-        return {"video_features": video[None], **{name: value[None] for name, value in text.items()}}
+        features = {"video_features": video[None], **{name: value[None] for name, value in text.items()}}
+        return features | {"duration": duration}
+
+    @torch.no_grad()
+    def _embed_video(self, video: Any) -> tuple[torch.Tensor, float]:
+        """The features `(num_cells, video_dim)` of a whole video, as `svitt-ego extract` makes them; its seconds."""
+        if self.encoder is None:
+            raise ValueError("A video needs encoder= and processor= of the model that made the head's features.")
+        config = self.model.config
+        processor = getattr(self.text_processor, "video_processor", self.text_processor)
+        duration = processor(video, num_frames=1, return_metadata=True)["video_metadata"][0].duration
+        spans = window_bounds(duration, config.windows_per_second, config.window_seconds).tolist()
+        parameter, rows = next(self.encoder.parameters()), []
+        for first in range(0, len(spans), WINDOWS_AT_ONCE):
+            clips = [(video, start, end) for start, end in spans[first : first + WINDOWS_AT_ONCE]]
+            pixels = processor(clips, num_frames=config.num_frames, return_tensors="pt")["pixel_values_videos"]
+            pixels = pixels.to(parameter.device, parameter.dtype)
+            embed = (
+                self.encoder.get_video_features if config.feature_kind == "projected" else self.encoder.vision_model
+            )
+            rows.append(embed(pixels, return_dict=True).pooler_output.float().cpu())
+        return torch.cat(rows), duration
 
     @torch.no_grad()
     def _embed(self, query: str) -> dict[str, torch.Tensor]:
@@ -108,13 +144,17 @@ class TemporalGroundingPipeline(Pipeline):
         }
 
     def _forward(self, model_inputs):
-        return self.model(**model_inputs)
+        duration = model_inputs.pop("duration")
+        return {"outputs": self.model(**model_inputs), "duration": duration}
 
     def postprocess(self, model_outputs, top_k=5):
-        cell = 1 / self.model.config.windows_per_second
+        outputs, rate = model_outputs["outputs"], self.model.config.windows_per_second
+        # Without the video, whose last cell may be shorter, all cells are whole ones.
+        duration = model_outputs["duration"] or outputs.start_logits.shape[1] / rate
+        cells = cell_bounds(duration, rate).tolist()
         return [
-            {"start": first * cell, "end": (last + 1) * cell, "score": score}
-            for first, last, score in self.model.spans(model_outputs, top_k)[0]
+            {"start": cells[first][0], "end": cells[last][1], "score": score}
+            for first, last, score in self.model.spans(outputs, top_k)[0]
         ]
 
 

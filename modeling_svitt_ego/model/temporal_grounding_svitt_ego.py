@@ -41,6 +41,7 @@ class SViTTEgoTemporalGroundingConfig(SViTTEgoConfigBase):
         highlight_weight (`float`): weight of the highlighting loss relative to the span loss.
         windows_per_second (`float`), window_seconds (`float`, *optional*), num_frames (`int`): how the features were
             made; see `features.WindowSettings`.
+        feature_kind (`str`): of the features, `"projected"` or `"pooled"`.
         encoder_fingerprint (`str`): checkpoint that made the features; others are refused.
         nms_threshold (`float`): of two predicted spans that overlap by more (IoU), only the better one is kept.
     """
@@ -64,6 +65,7 @@ class SViTTEgoTemporalGroundingConfig(SViTTEgoConfigBase):
     windows_per_second: float | int = 1.875
     window_seconds: float | int | None = None
     num_frames: int = 4
+    feature_kind: str = "projected"
     encoder_fingerprint: str = ""
     nms_threshold: float | int = 0.5
 
@@ -85,6 +87,8 @@ class SViTTEgoTemporalGroundingConfig(SViTTEgoConfigBase):
                 f"highlight_margin ({self.highlight_margin}) and highlight_weight ({self.highlight_weight}) must not "
                 "be negative."
             )
+        if self.feature_kind not in ("projected", "pooled"):
+            raise ValueError(f"feature_kind ('{self.feature_kind}') must be 'projected' or 'pooled'.")
         if not 0 <= self.nms_threshold <= 1:
             raise ValueError(f"nms_threshold ({self.nms_threshold}) must be in [0, 1].")
 

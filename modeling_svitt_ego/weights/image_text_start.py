@@ -62,7 +62,8 @@ def from_image_text_encoder(model_class: type, encoder: str, num_frames: int = 4
     """
     kind = AutoConfig.from_pretrained(encoder).model_type
     if kind not in ENCODERS:
-        remedy = " (native resolutions; take a checkpoint of fixed resolution)" if kind == "siglip2" else ""
+        native = " (NaFlex, native resolutions); take one of fixed resolution, such as google/siglip2-base-patch16-224"
+        remedy = native if kind == "siglip2" else ""
         raise ValueError(f"'{encoder}' is a '{kind}' model{remedy}; this needs one of {', '.join(ENCODERS)}.")
     source = load_encoder(ENCODERS[kind], encoder, kind, may_lack="$^")
     config = _config(source, kind, num_frames, split_fields(fields))

@@ -192,7 +192,7 @@ def test_config_refuses_nonsense(fields):
 def test_what_ships_with_the_head_is_its_own():
     """The base model's folder must not carry the head, and the head's folder not the towers."""
     files = {Path(f).name for f in get_relative_import_files(MODEL / "temporal_grounding_svitt_ego.py")}
-    assert files == {"configuration_base.py", "pipeline_temporal_grounding.py"}
+    assert files == {"configuration_base.py", "feature_cells.py", "pipeline_temporal_grounding.py"}
     allowed = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
     assert set(get_imports(MODEL / "temporal_grounding_svitt_ego.py")) <= allowed
 
@@ -204,6 +204,7 @@ def test_saved_head_loads_where_the_package_cannot_be_imported(tmp_path):
     head.save_pretrained(tmp_path / "head")
     assert sorted(p.name for p in (tmp_path / "head").glob("*.py")) == [
         "configuration_base.py",
+        "feature_cells.py",
         "pipeline_temporal_grounding.py",
         "temporal_grounding_svitt_ego.py",
     ]

@@ -8,8 +8,10 @@ import torch
 from transformers import pipeline
 
 from modeling_svitt_ego import SViTTEgoForTemporalGrounding, SViTTEgoModel, SViTTEgoTemporalGroundingConfig
-from modeling_svitt_ego.features.windows import embed_texts
+from modeling_svitt_ego.features.source_videos import find_videos
+from modeling_svitt_ego.features.windows import WindowSettings, embed_texts, embed_video
 from modeling_svitt_ego.weights.loading import load_processor
+from tests.helpers.tiny_data import write_video
 from tests.helpers.tiny_folder import save_tiny_folder
 
 SIZES = {"video_dim": 16, "text_dim": 32, "hidden_size": 16, "num_attention_heads": 2, "windows_per_second": 2.0}
@@ -43,6 +45,29 @@ def test_spans_are_those_of_the_head_in_seconds(parts):
     assert find([direct, direct], top_k=3)[1][0]["start"] == found[0]["start"]
 
 
+@pytest.mark.parametrize("kind", ["projected", "pooled"])
+@pytest.mark.parametrize("form", ["path", "bytes"])
+def test_a_video_and_a_question_give_what_extracted_features_give(parts, tmp_path, kind, form):
+    """Catches windows of another length, place or number of frames than in training, and an end past the video's."""
+    _, _, encoder, processor = parts
+    write_video(tmp_path / "v.mp4", 27)  # 2.7 s: the last of 6 cells is shorter
+    settings = WindowSettings(2.0, 0.9, 3, kind)
+    fields = {"window_seconds": 0.9, "num_frames": 3, "feature_kind": kind, "use_similarity": kind == "projected"}
+    sizes = SIZES | fields | ({"video_dim": 32} if kind == "pooled" else {})
+    torch.manual_seed(1)
+    head = SViTTEgoForTemporalGrounding(SViTTEgoTemporalGroundingConfig(**sizes)).eval()
+    find = pipeline("temporal-grounding", model=head, encoder=encoder, processor=processor)
+    features = embed_video(encoder, processor, find_videos(tmp_path / "v.mp4")[0], settings)
+    expected = find({"video_features": features.features, "query": "#C C opens the box"}, top_k=20)
+    video = tmp_path / "v.mp4" if form == "path" else (tmp_path / "v.mp4").read_bytes()
+    found = find({"video": str(video) if form == "path" else video, "query": "#C C opens the box"}, top_k=20)
+    assert len(found) == len(expected) > 1 and len(features.cells) == 6
+    assert max(span["end"] for span in found) == pytest.approx(2.7)
+    for span, wanted in zip(found, expected):
+        assert span["start"] == wanted["start"] and span["end"] == min(wanted["end"], features.cells[-1, 1])
+        assert span["score"] == pytest.approx(wanted["score"], rel=1e-3)
+
+
 def test_the_saved_folder_brings_the_pipeline(parts):
     """In a process without the package: the folder's own code must be enough."""
     code = (
@@ -65,6 +90,8 @@ def _clean():
     ("inputs", "message"),
     [
         ({"query": "a"}, "video_features"),
+        ({"query": "a", "video": "v.mp4", "video_features": torch.zeros(3, 16)}, "either video or video_features"),
+        ({"query": "a", "video": "v.mp4"}, "A video needs encoder="),
         ({"video_features": torch.zeros(3, 5), "query": "a"}, r"\(num_cells, 16\)"),
         ({"video_features": torch.zeros(3, 16), "query": "a"}, "needs encoder="),
         ({"video_features": torch.zeros(3, 16), "text_features": torch.zeros(2, 32)}, "needs text_embeds"),

@@ -132,5 +132,5 @@ def test_other_kinds_of_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match="'vit' model; this needs one of clip, siglip"):
         from_image_text_encoder(SViTTEgoModel, str(tmp_path / "vit"))
     Siglip2Config().save_pretrained(tmp_path / "naflex")
-    with pytest.raises(ValueError, match="fixed resolution"):
+    with pytest.raises(ValueError, match="fixed resolution, such as google/siglip2-base-patch16-224"):
         from_image_text_encoder(SViTTEgoModel, str(tmp_path / "naflex"))
