@@ -99,6 +99,8 @@ def main(argv: list[str] | None = None) -> dict:
     if options.world is not None:
         options.annotations = str(Path(options.world) / "epic-kitchens")
         world = WorldPaths(Path(options.world), ("train", "test"))
+        if not any(world["train"].videos.glob("*")):
+            raise ValueError(f"{options.world} has no training videos: render it by svitt-ego demo --training-videos.")
         options.videos, options.layout = str(write_epic_kitchens(world, options.annotations) / "videos"), "epic"
     elif options.annotations is None or options.videos is None:
         raise ValueError("Give --annotations and --videos, or --world.")
@@ -160,7 +162,7 @@ def main(argv: list[str] | None = None) -> dict:
         evaluator=evaluator,
         callbacks=[FollowSchedules(model.objectives, options.temperature)],
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     reports = {"zero_shot": zero_shot, "dual": final(model)}
     if rerank:
         reports["rerank"] = EK100Evaluator(*test, options.videos, processor, num_frames, **common, **scoring)(model)

@@ -39,7 +39,7 @@ def _egonlq(model: str, recalls: tuple[float, ...], protocol: str, source: str) 
 
 _LAVILA, _AVION, _EVA02 = "arXiv:2212.04501", "arXiv:2309.16669", "arXiv:2506.14356"
 _EGOVLP, _EGOVLPV2 = "arXiv:2206.01670", "arXiv:2307.05463"
-_EGOHOD = "EgoHOD's paper (ICLR 2025)"
+_EGOHOD = "arXiv:2503.00986"
 _TUNED = "fine-tuned, dual encoder"
 _TOGETHER = "fine-tuned, video and text seen together at test time"
 

@@ -34,7 +34,7 @@ class TemporalGroundingPipeline(Pipeline):
     find({"video_features": cells, "query": "Where did I put the knife?"})
     ```
 
-    A video is embedded anew for each question, window by window as `svitt-ego extract` does; to ask one video many
+    A video is embedded again for each question, window by window as `svitt-ego extract` does; to ask one video many
     questions, extract its features once and pass them.
 
     Args:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def start(tmp_path_factory):
     SViTTEgoForVideoTextRetrieval(config).save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     spec = importlib.util.spec_from_file_location("finetune_ek100", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
+    example = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # checkpoints name its class
     spec.loader.exec_module(example)
     return example, folder, world
 
@@ -87,6 +88,36 @@ def test_a_run_saves_what_it_measured(start, arguments):
         if not torch.equal(tensor, dict(model.vision_model.named_parameters())[name])
     ]
     assert (changed == []) == (method == "probe")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_resumed_run_ends_with_the_same_weights(start, method):
+    """Catches other sentences, frames or margins after a resume, and a checkpoint that is named and not used."""
+    options = ["--method", method, "--margin", "cosine:0.4:0.8:5", "--save_strategy", "steps", "--save_steps", "2"]
+    options += [
+        "--eval_strategy",
+        "no",
+        "--ema_decay",
+        "0.9",
+        "--max_steps",
+        "4",
+        "--cache_clips",
+        str(start[1] / "c"),
+    ]
+    _, whole = run(start, f"whole-{method}", *options)
+    stopped = whole.with_name(f"stopped-{method}")
+    stopped.mkdir()
+    (whole / "checkpoint-2").rename(stopped / "checkpoint-2")
+    _, resumed = run(start, stopped.name, *options, "--resume_from_checkpoint", str(stopped / "checkpoint-2"))
+    expected, found = (load_checkpoint(folder / "model", "dual").state_dict() for folder in (whole, resumed))
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_a_world_without_training_videos_is_refused(start, tmp_path):
+    (tmp_path / "train" / "videos").mkdir(parents=True)
+    with pytest.raises(ValueError, match="svitt-ego demo --training-videos"):
+        start[0].main(["--model", str(start[1] / "model"), "--world", str(tmp_path), "--use_cpu", "true"])
 
 
 def test_unknown_methods_are_refused(start):
