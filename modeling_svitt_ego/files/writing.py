@@ -42,29 +42,35 @@ def aside(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def folder_aside(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield an empty temporary folder; on success it takes the place of `path`, an older folder included.
-
-    If the exchange fails, the older folder is put back.
-    """
+    """Yield an empty temporary folder; on success it takes the place of `path`, an older folder included."""
     path = Path(path)
     part, old = temporary_path(path), temporary_path(path)
     try:
         part.mkdir(parents=True)
         yield part
         flush_folder(part)
-        if path.exists():
-            path.rename(old)
-        try:
-            part.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-        flush(path.parent)
+        exchange_folder(part, path, old)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange_folder(part: Path, path: Path, old: Path) -> None:
+    """Rename the flushed folder `part` to `path`, and remove the folder that it replaces.
+
+    A folder cannot be renamed over another, so the former one is called `old` in between. If the exchange fails, it is
+    put back.
+    """
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    try:
+        part.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def publish(part: Path, path: Path) -> None:

@@ -93,9 +93,14 @@ class BertAttention(nn.Module):
         return self.layernorm(hidden_states + context), attention
 
     def probabilities(self, hidden_states: torch.Tensor, key_value_states: torch.Tensor) -> torch.Tensor:
-        """Attention probabilities (B, H, rows, N) of some text rows (B, rows, C), before dropout."""
+        """
+        Attention probabilities (B, H, rows, N) of some text rows (B, rows, C), before dropout, in float32 or wider:
+        tokens are ranked by them, and in half precision many would tie.
+        """
         q, k = self.heads(self.q_proj(hidden_states)), self.heads(self.k_proj(key_value_states))
-        return (q @ k.transpose(-1, -2) * self.scaling).softmax(-1)
+        statistics = torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            return (q.to(statistics) @ k.to(statistics).transpose(-1, -2) * self.scaling).softmax(-1)
 
 
 class BertFeedForward(nn.Module):

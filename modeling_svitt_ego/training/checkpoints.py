@@ -4,7 +4,6 @@ The Trainer writes into `checkpoint-N` itself: a kill in the middle leaves half 
 the newest.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
+from ..files.writing import exchange_folder, flush_folder
 from .manifest import CheckpointError, write_manifest
 
 UNFINISHED = "unfinished"  # folder in the run's folder; nothing ever resumes from it
@@ -45,7 +45,7 @@ class CheckpointsWrittenAside:
             self.accelerator.wait_for_everyone()  # every process has written its random state
             if args.should_save:
                 write_manifest(aside, self.run_facts())
-                flush_to_disk(aside)
+                flush_folder(aside)
         except Exception as error:
             free = shutil.disk_usage(run_dir).free
             if args.should_save:
@@ -87,17 +87,11 @@ def put_in_place(aside: Path, final: Path) -> None:
     """
     Renames a finished checkpoint to its final name, and removes the one of the same step that it replaces.
 
-    A folder cannot be renamed over another. In between, the former checkpoint is called `checkpoint-0N`, which still
-    reads as step N: at every moment one of the two is found.
+    In between, the former checkpoint is called `checkpoint-0N`, which still reads as step N: at every moment one of
+    the two is found.
     """
     step = final.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-    replaced = final.with_name(f"{PREFIX_CHECKPOINT_DIR}-0{step}")
-    if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
-    aside.rename(final)
-    flush_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    exchange_folder(aside, final, final.with_name(f"{PREFIX_CHECKPOINT_DIR}-0{step}"))
     shutil.rmtree(aside.parent, ignore_errors=True)
 
 
@@ -109,24 +103,3 @@ def name_code_of_sharded(model) -> None:
     wrapper = type(model)
     if wrapper.__name__.startswith("FSDP") and wrapper.__module__.startswith("torch."):
         wrapper.__module__ = next(cls for cls in wrapper.__mro__[1:] if issubclass(cls, PreTrainedModel)).__module__
-
-
-def flush_to_disk(folder: Path) -> None:
-    """Flushes every file and folder: a rename survives a power cut, the data only if it was flushed before."""
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            flush_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Flushes the names in a folder; Windows cannot open one, and needs no flush."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

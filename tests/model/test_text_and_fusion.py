@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from modeling_svitt_ego.model.fusion import SViTTEgoFusionModel
+from modeling_svitt_ego.model.sparsity import select_tokens
 from modeling_svitt_ego.model.text import SViTTEgoTextModel
 from tests.helpers.tiny_model import (
     NO_DROPOUT,
@@ -133,6 +134,22 @@ def test_the_kept_video_tokens_are_those_the_text_attends_to_most(strategy):
     rows = out.cross_attentions[0].mean(1)[:, :, 1:]
     scores = rows[:, 0] if strategy == "cls_attn" else rows.mean(1)
     assert torch.equal(out.token_positions[0], scores.topk(10).indices.sort().values)
+
+
+@pytest.mark.parametrize("is_autocast", [False, True], ids=["bfloat16", "autocast"])
+def test_half_precision_ranks_video_tokens_without_ties(is_autocast):
+    """Catches probabilities rounded before the ranking: at 1/21 each, bfloat16 cannot tell most of them apart."""
+    layer = fusion_tower("eager", initializer_range=0.02).layers[0]
+    text, video = states(dtype=torch.float32)
+    if not is_autocast:
+        layer, text, video = layer.bfloat16(), text.bfloat16(), video.bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+        scores = layer.score(text, video, None)
+        attention = layer.cross_attention
+        q, k = attention.heads(attention.q_proj(text[:, :1])), attention.heads(attention.k_proj(video))
+    assert q.dtype == torch.bfloat16 and scores.dtype == torch.float32
+    exact = (q.double() @ k.double().transpose(-1, -2) * attention.scaling).softmax(-1).mean(1)[:, 0, 1:]
+    assert torch.equal(select_tokens(scores, 10), select_tokens(exact, 10))
 
 
 def test_dropped_video_tokens_matter_to_the_pruning_layer_only():
