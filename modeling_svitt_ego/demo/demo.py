@@ -177,7 +177,7 @@ def build_trainer(
     test = world["test"]
     evaluator = EgoMCQEvaluator(test.egomcq, test.videos, processor, clips.num_frames, batch_size=64, num_workers=1)
     collator = ClipCollator(processor, do_random_resized_crop=True)
-    return SViTTEgoTrainer(
+    trainer = SViTTEgoTrainer(
         model=model,
         args=arguments,
         train_dataset=clips,
@@ -185,6 +185,8 @@ def build_trainer(
         processing_class=processor,
         evaluator=evaluator,
     )
+    trainer.resume_hint = None  # the demo starts from its beginning
+    return trainer
 
 
 def whiten_patches(trainer: SViTTEgoTrainer) -> None:

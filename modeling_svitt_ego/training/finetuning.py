@@ -1,20 +1,18 @@
-"""Fine-tuning as a video classifier from the command line: all weights, LoRA (arXiv:2106.09685), or a linear probe.
+"""Fine-tuning a video classifier from the command line: all weights, LoRA (arXiv:2106.09685), or a linear probe.
 
 `svitt-ego finetune` runs [`main`]. The clips and their classes come from any file that `svitt-ego evaluate
-video-classification` reads; checkpoints, resuming and Ctrl-C are those of pretraining.
+video-classification` reads. Checkpoints, resuming and Ctrl-C work as in pretraining.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import Dataset
-from transformers import AutoProcessor, HfArgumentParser, Trainer, set_seed
+from transformers import AutoProcessor, Trainer, set_seed
 from transformers.utils import logging
 
 from ..data.clips import EgoClipDataset, derive_seed
-from ..data.failures import TooManyClipFailures
 from ..data.labelled_clips import LabelledClips
 from ..data.labelled_files import load_labelled_clips
 from ..data.layouts import VideoStore
@@ -25,46 +23,67 @@ from ..weights.loading import local_folder
 from ..weights.lora import add_lora
 from .arguments import SViTTEgoTrainingArguments
 from .checkpoints import CheckpointsWrittenAside
+from .command_line import run_command_line
 from .leaving import LeaveOnSignal
 from .manifest import checkpoints_of
 from .resuming import ChecksBeforeTraining
 
 logger = logging.get_logger(__name__)
 
-# Peak learning rates: the fewer weights are trained, the further they have to move.
+# Peak learning rates: the fewer weights are trained, the larger the steps that they need.
 LEARNING_RATES = {"full": 3e-5, "lora": 5e-4, "probe": 1e-3}
 USAGE = "%(prog)s --model MODEL --annotations FILE --videos VIDEO_ROOT --output_dir FOLDER [options, see --help]"
 
 
 @dataclass
 class FineTuningOptions:
-    """Data, starting weights and method of a fine-tuning run; the rest are training arguments."""
+    """Data, starting weights and method of a fine-tuning run; everything else is a training argument."""
 
     model: str = field(metadata={"help": "folder or Hub name of a pretrained SViTT-Ego"})
     annotations: str = field(
-        metadata={"help": "clips and classes: egoclip.csv, EPIC-KITCHENS, EGTEA Gaze+, or a csv with labels"}
+        metadata={
+            "help": "clips and their classes: egoclip.csv, a file of EPIC-KITCHENS or EGTEA Gaze+, or a csv with the "
+            "columns video_uid, clip_start, clip_end and label"
+        }
     )
     videos: str = field(metadata={"help": "folder of the videos, in any known layout"})
-    eval_annotations: str | None = field(default=None, metadata={"help": "the same of the clips to evaluate on"})
-    eval_videos: str | None = field(default=None, metadata={"help": "folder of their videos; --videos otherwise"})
+    eval_annotations: str | None = field(
+        default=None, metadata={"help": "file with the clips and classes to evaluate on"}
+    )
+    eval_videos: str | None = field(
+        default=None, metadata={"help": "folder of the videos to evaluate on; --videos if not given"}
+    )
     task: str | None = field(
-        default=None, metadata={"help": "classes: verb, noun or label; needed if there are several"}
+        default=None,
+        metadata={"help": "classes to train on (verb, noun or label), if the annotations have several kinds"},
     )
-    method: str = field(default="full", metadata={"help": "full, lora or probe", "choices": list(LEARNING_RATES)})
+    method: str = field(
+        default="full",
+        metadata={
+            "help": "train all weights (full), LoRA updates (lora) or a linear classifier (probe)",
+            "choices": list(LEARNING_RATES),
+        },
+    )
     mixup_alpha: float = field(
-        default=0.0, metadata={"help": "mix pairs of clips and their classes, by Beta(alpha, alpha); 0: off"}
+        default=0.0,
+        metadata={"help": "mix pairs of clips and their classes with shares from Beta(alpha, alpha); 0 turns it off"},
     )
-    lora_rank: int = field(default=8, metadata={"help": "rank of LoRA's updates of the video tower's attention"})
+    lora_rank: int = field(
+        default=8, metadata={"help": "with --method lora: rank of the updates of the video tower's attention"}
+    )
     resume: bool = field(
-        default=False, metadata={"help": "continue the run in --output_dir from its newest whole checkpoint, if any"}
+        default=False,
+        metadata={"help": "continue the run in --output_dir from its newest undamaged checkpoint, if there is one"},
     )
 
 
 @dataclass
 class FineTuningRecipe(SViTTEgoTrainingArguments):
-    """Defaults of fine-tuning; `learning_rate` of -1 is that of the method, see LEARNING_RATES."""
+    """Defaults of fine-tuning. A `learning_rate` of -1 means the rate of the method, see LEARNING_RATES."""
 
-    learning_rate: float = field(default=-1.0, metadata={"help": "-1: 3e-5 (full), 5e-4 (lora) or 1e-3 (probe)"})
+    learning_rate: float = field(
+        default=-1.0, metadata={"help": "peak learning rate; -1 means 3e-5 (full), 5e-4 (lora) or 1e-3 (probe)"}
+    )
     num_train_epochs: float = field(default=10.0)
     per_device_train_batch_size: int = field(default=32)
     lr_scheduler_type: str = field(default="cosine")
@@ -75,23 +94,27 @@ class FineTuningRecipe(SViTTEgoTrainingArguments):
     logging_steps: float = field(default=50)
     scene_aware_negatives: bool = field(default=False)
     dataloader_drop_last: bool = field(default=False)
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"])  # PEFT's wrapper hides them
+    # The Trainer reads the label names off the signature of the model, which the wrapper of PEFT hides.
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
 
 class FineTuner(ChecksBeforeTraining, CheckpointsWrittenAside, Trainer):
     """
-    The library's Trainer with whole checkpoints, checked resumes, and a checkpoint after SIGTERM or Ctrl-C.
+    The Trainer of transformers with atomic checkpoints, checked resumes, and a checkpoint after SIGTERM or Ctrl-C.
 
     Args:
-        mixup_alpha (`float`): above 0, mixes each clip and its classes, of all heads, with another of the batch
-            (mixup, arXiv:1710.09412), in a share drawn from Beta(alpha, alpha).
+        mixup_alpha (`float`): Above 0, each clip and its classes (of all heads) are mixed with another of the batch
+            (mixup, arXiv:1710.09412), with a share drawn from Beta(alpha, alpha).
+        what_is_trained (`dict`, *optional*): Settings that decide which weights exist, such as the method and the
+            task. A run resumes only with equal ones.
     """
 
-    def __init__(self, *args, mixup_alpha: float = 0.0, **kwargs):
+    def __init__(self, *args, mixup_alpha: float = 0.0, what_is_trained: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         if mixup_alpha < 0:
             raise ValueError(f"mixup_alpha ({mixup_alpha}) must not be negative.")
         self.mixup_alpha = mixup_alpha
+        self.what_is_trained = what_is_trained or {}
         self._leave_on_signal = LeaveOnSignal(self)
         self.add_callback(self._leave_on_signal)
 
@@ -107,7 +130,11 @@ class FineTuner(ChecksBeforeTraining, CheckpointsWrittenAside, Trainer):
             self._leave_on_signal.restore()
 
     def run_facts(self) -> dict:
-        return super().run_facts() | {"mixup_alpha": self.mixup_alpha}
+        return super().run_facts() | {"mixup_alpha": self.mixup_alpha} | self.what_is_trained
+
+    @property
+    def unchangeable(self) -> set[str]:
+        return {*super().unchangeable, *self.what_is_trained}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training or self.mixup_alpha == 0:
@@ -130,13 +157,13 @@ class FineTuner(ChecksBeforeTraining, CheckpointsWrittenAside, Trainer):
 
 class LabelledExamples(Dataset):
     """
-    Clips ready for the model, with their classes.
+    Processed clips with their classes.
 
     Args:
-        clips ([`EgoClipDataset`]): one row per clip.
-        labels (`torch.Tensor` of shape `(num_clips,)` or `(num_clips, …)`): see [`class_labels`].
-        processor ([`SViTTEgoProcessor`]).
-        augment (`bool`): random crops and flips, drawn from (seed, epoch, row).
+        clips ([`EgoClipDataset`]): One row per clip.
+        labels (`torch.Tensor` of shape `(num_clips,)` or `(num_clips, …)`): See [`class_labels`].
+        processor ([`SViTTEgoProcessor`]): Processor of the model.
+        augment (`bool`): Whether to crop and flip at random, by (seed, epoch, row).
     """
 
     def __init__(self, clips: EgoClipDataset, labels: torch.Tensor, processor, augment: bool = False) -> None:
@@ -147,7 +174,7 @@ class LabelledExamples(Dataset):
 
     @property
     def table(self):
-        """Of the clips and their classes: a resumed run must have the same."""
+        """Clips and classes, which a resumed run must share with the interrupted one."""
         return self.clips.table.add_column("label", self.labels.tolist())
 
     def set_epoch(self, epoch: int) -> None:
@@ -163,36 +190,23 @@ class LabelledExamples(Dataset):
             do_random_flip=self.augment,
             generator=[torch.Generator().manual_seed(derive_seed(example["seed"], 1))],
         )
-        # The row really read: another clip takes the place of an unreadable one.
+        # The classes of the row that was read: an unreadable clip is replaced by another one.
         return {"pixel_values_videos": inputs["pixel_values_videos"][0], "labels": self.labels[example["index"]]}
 
 
 def main(argv: list[str] | None = None, **parser_settings) -> None:
-    """
-    Reads the command line and fine-tunes.
-
-    Args:
-        argv (`list[str]`, *optional*): the arguments; those of the process otherwise.
-        parser_settings: of `argparse.ArgumentParser`, such as `prog`.
-
-    Raises:
-        ValueError, OSError: A mistake in the arguments, unreadable data, or a full disk.
-    """
-    parser = HfArgumentParser((FineTuningOptions, FineTuningRecipe), usage=USAGE, **parser_settings)
-    try:
-        fine_tune(*parser.parse_args_into_dataclasses(argv))
-    except (TooManyClipFailures, SafetensorError) as error:
-        raise OSError(str(error)) from error
+    """Reads the command line and fine-tunes; see [`run_command_line`]."""
+    run_command_line(fine_tune, FineTuningOptions, FineTuningRecipe, USAGE, argv, **parser_settings)
 
 
 def fine_tune(options: FineTuningOptions, arguments: FineTuningRecipe) -> FineTuner:
-    """Trains, saves the model or the adapter to `output_dir/model`, and evaluates if there are clips for it."""
+    """Trains, saves the model or the adapter to `output_dir/model`, and evaluates if there are clips to evaluate."""
     if arguments.learning_rate < 0:
         arguments.learning_rate = LEARNING_RATES[options.method]
     for name in ("annotations", "eval_annotations", "videos", "eval_videos"):
         path = getattr(options, name)
         if path is not None and not Path(path).exists():
-            raise FileNotFoundError(f"--{name}: there is no {path!r}.")
+            raise FileNotFoundError(f"--{name}: there is no file or folder {path!r}.")
     set_seed(arguments.seed)
     folder = local_folder(options.model)
     clips = load_labelled_clips(options.annotations)
@@ -230,14 +244,22 @@ def fine_tune(options: FineTuningOptions, arguments: FineTuningRecipe) -> FineTu
         eval_dataset=evaluated,
         processing_class=processor,
         mixup_alpha=options.mixup_alpha,
+        what_is_trained=what_is_trained(options, task),
         compute_metrics=lambda prediction: classification_accuracy(prediction.predictions, prediction.label_ids),
     )
+    trainer.resume_hint = "The same command with --resume continues with the next step."
     resumed = options.resume and bool(checkpoints_of(Path(arguments.output_dir)))
     trainer.train(resume_from_checkpoint=True if resumed else None)
     trainer.save_model(str(Path(arguments.output_dir) / "model"))
     if evaluated is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     return trainer
+
+
+def what_is_trained(options: FineTuningOptions, task: str) -> dict:
+    """Settings that decide which weights a checkpoint has."""
+    rank = {"lora_rank": options.lora_rank} if options.method == "lora" else {}
+    return {"method": options.method, "task": task} | rank
 
 
 def choose_task(clips: LabelledClips, asked: str | None) -> str:
@@ -251,7 +273,7 @@ def choose_task(clips: LabelledClips, asked: str | None) -> str:
 
 
 def make_model(folder: Path, clips: LabelledClips, task: str, options: FineTuningOptions):
-    """The classifier, with what the method trains left trainable."""
+    """The classifier, in which only the weights that the method trains require a gradient."""
     names = clips.class_names(task) or [str(number) for number in range(clips.num_classes(task))]
     model = SViTTEgoForVideoClassification.from_pretrained(
         folder, id2label=dict(enumerate(names)), label2id={name: number for number, name in enumerate(names)}

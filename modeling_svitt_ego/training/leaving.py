@@ -1,7 +1,7 @@
-"""Leaving a run after SIGTERM or Ctrl-C: the step is finished, a checkpoint saved, and the exit status says why.
+"""Leaving a run after SIGTERM or Ctrl-C: the step is finished, a checkpoint is saved, and the exit status says why.
 
-The Trainer's own just-in-time checkpoint (`enable_jit_checkpoint`) saves between the backward and the update of a
-step, from where a run does not continue bit for bit. Here the checkpoint is always saved after a whole step.
+The just-in-time checkpoint of the Trainer (`enable_jit_checkpoint`) is saved between the backward and the update of a
+step, and a run that resumes from it is not bit-equal. Here the checkpoint is always saved after a whole step.
 """
 
 import os
@@ -19,10 +19,12 @@ _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 class LeaveOnSignal(TrainerCallback):
     """
-    On SIGTERM or SIGINT: finish the step, save a checkpoint, print one line, exit with 128 + the signal's number.
+    On SIGTERM or SIGINT: finishes the step, saves a checkpoint, prints one line, and exits with 128 + the number of
+    the signal.
 
-    With several processes all of them leave after the same step, also if the signal reached only one. A second Ctrl-C
-    leaves at once, without a checkpoint.
+    Several processes all leave after the same step, even if the signal reached only one. A second Ctrl-C leaves at
+    once, without a checkpoint. The line ends with `trainer.resume_hint`; where that is `None`, the run cannot be
+    resumed, and no checkpoint is saved.
     """
 
     def __init__(self, trainer) -> None:
@@ -32,7 +34,7 @@ class LeaveOnSignal(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if threading.current_thread() is threading.main_thread() and not self.previous:  # elsewhere Python refuses
-            # One that is ignored stays so: a shell's background job is not meant to hear its terminal's Ctrl-C.
+            # An ignored signal stays ignored: a background job of a shell must not react to Ctrl-C in its terminal.
             heard = [number for number in _NAMES if signal.getsignal(number) is not signal.SIG_IGN]
             self.previous = {number: signal.signal(number, self.note) for number in heard}
 
@@ -42,8 +44,10 @@ class LeaveOnSignal(TrainerCallback):
             raise KeyboardInterrupt
         self.received = number
         if number == signal.SIGINT and self.trainer.is_world_process_zero():
+            saves = self.trainer.resume_hint is not None
+            line = "and saving a checkpoint. Press it again to leave without saving." if saves else "before leaving."
             # os.write, because a signal may arrive while sys.stderr is being written to.
-            os.write(2, b"\nCtrl-C: finishing this step and saving a checkpoint. Once more to leave without saving.\n")
+            os.write(2, f"\nCtrl-C: finishing this step {line}\n".encode())
 
     def on_step_end(self, args, state, control, **kwargs):
         accelerator = self.trainer.accelerator
@@ -52,24 +56,23 @@ class LeaveOnSignal(TrainerCallback):
             everyone = accelerator.gather(torch.tensor([self.received], device=accelerator.device))
             self.leaving = int(everyone.max())
         if self.leaving:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save |= self.trainer.resume_hint is not None
 
     def on_train_end(self, args, state, control, **kwargs):
         self.restore()
         if not self.leaving:
             return
         if self.trainer.is_world_process_zero():
-            print(
-                f"{_NAMES[self.leaving]}: step {state.global_step} of {state.max_steps} is saved in "
-                f"{Path(args.output_dir) / f'{PREFIX_CHECKPOINT_DIR}-{state.global_step}'}; leaving. "
-                "The same command with --resume continues with the next step.",
-                file=sys.stderr,
-                flush=True,
-            )
+            done = f"{_NAMES[self.leaving]}: left after step {state.global_step} of {state.max_steps}"
+            saved = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            hint = self.trainer.resume_hint
+            rest = ". Nothing was saved." if hint is None else f", which is saved in {saved}. {hint}"
+            print(f"{done}{rest}", file=sys.stderr, flush=True)
         raise SystemExit(128 + self.leaving)
 
     def restore(self) -> None:
-        """Puts back the handlers from before the training; also called after an error."""
+        """Restores the signal handlers from before the training; also called after an error."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous = {}

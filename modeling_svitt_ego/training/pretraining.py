@@ -7,13 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError
-from transformers import AutoProcessor, AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoProcessor, AutoTokenizer, set_seed
 from transformers.utils import logging
 
 from ..data.clips import ClipCollator, EgoClipDataset
 from ..data.egoclip import load_egoclip
-from ..data.failures import TooManyClipFailures
 from ..data.layouts import VideoStore
 from ..data.rephrasings import Rephrasings, load_rephrased
 from ..evaluation.egomcq import EgoMCQEvaluator
@@ -25,63 +23,79 @@ from ..weights.loading import local_folder
 from ..weights.tokenizer import train_tokenizer
 from ..weights.warm_start import from_encoders
 from .arguments import SViTTEgoTrainingArguments
+from .command_line import run_command_line
 from .manifest import checkpoints_of, damage
 from .temporal_stages import apply_sparsity
 from .trainer import SViTTEgoTrainer
 
 logger = logging.get_logger(__name__)
 
-MAX_FAILURE_SHARE = 0.05  # of the clips; more than these unreadable ends the run
+MAX_FAILURE_SHARE = 0.05  # of the clips; the run ends if more of them are unreadable
 USAGE = "%(prog)s --egoclip egoclip.csv --videos VIDEO_ROOT --output_dir FOLDER [options; --help lists them]"
 
 
 @dataclass
 class PretrainingOptions:
-    """Data and starting weights of a pretraining run; the rest are training arguments."""
+    """Data and starting weights of a pretraining run; everything else is a training argument."""
 
-    egoclip: str = field(metadata={"help": "egoclip.csv"})
-    videos: str = field(metadata={"help": "folder of its videos, in any known layout"})
-    egomcq: str | None = field(default=None, metadata={"help": "egomcq.json, evaluated as --eval_strategy says"})
-    egomcq_videos: str | None = field(default=None, metadata={"help": "folder of its videos; --videos otherwise"})
+    egoclip: str = field(metadata={"help": "egoclip.csv with the clips and their narrations"})
+    videos: str = field(metadata={"help": "folder of the videos, in any known layout"})
+    egomcq: str | None = field(
+        default=None, metadata={"help": "egomcq.json to evaluate on, as often as --eval_strategy says"}
+    )
+    egomcq_videos: str | None = field(
+        default=None, metadata={"help": "folder of the videos of EgoMCQ; --videos if not given"}
+    )
     rephrased: str | None = field(
         default=None,
         metadata={
-            "help": "narrations in other words, one of them or the clip's own drawn each epoch: a pickle of LaViLa, "
-            "or a csv or parquet of video_uid, clip_start, clip_end, text"
+            "help": "rephrased narrations, from which each epoch draws one or the original: a pickle of LaViLa, or a "
+            "csv or parquet file with the columns video_uid, clip_start, clip_end, text"
         },
     )
     model: str | None = field(
-        default=None, metadata={"help": "start from a saved model: a folder (a converted release, say) or a Hub name"}
+        default=None,
+        metadata={"help": "start from a saved model: a folder, such as a converted release, or a Hub name"},
     )
     from_scratch: str | None = field(
         default=None,
         metadata={
-            "help": "start from random weights and a vocabulary of the narrations: a folder with a config.json, or a "
-            "configuration of the package, such as svitt-ego-tiny"
+            "help": "start from random weights, with a vocabulary learnt from the narrations: a folder with a "
+            "config.json, or a configuration of the package such as svitt-ego-tiny"
         },
     )
-    vision_encoder: str = field(default="microsoft/beit-base-patch16-224-pt22k-ft22k")
-    text_encoder: str = field(default="bert-base-uncased")
-    num_frames: int | None = field(
-        default=None, metadata={"help": "frames per clip; 4 from BEiT and BERT, else the model's own number"}
+    vision_encoder: str = field(
+        default="microsoft/beit-base-patch16-224-pt22k-ft22k",
+        metadata={"help": "BEiT that the video tower starts from, without --model and --from_scratch"},
     )
-    warmup_epochs: float = field(default=1.0, metadata={"help": "linear warm-up, unless --warmup_steps is given"})
+    text_encoder: str = field(
+        default="bert-base-uncased",
+        metadata={"help": "BERT that the text tower starts from, without --model and --from_scratch"},
+    )
+    num_frames: int | None = field(
+        default=None,
+        metadata={"help": "frames per clip; if not given, 4 from BEiT and BERT, else the number of the model"},
+    )
+    warmup_epochs: float = field(
+        default=1.0, metadata={"help": "epochs of linear warm-up, unless --warmup_steps is given"}
+    )
     resume: bool = field(
-        default=False, metadata={"help": "continue the run in --output_dir from its newest whole checkpoint, if any"}
+        default=False,
+        metadata={"help": "continue the run in --output_dir from its newest undamaged checkpoint, if there is one"},
     )
 
 
 @dataclass
 class Recipe(SViTTEgoTrainingArguments):
     """
-    The published recipe. AdamW 3e-5 and weight decay 0.02 are the defaults of [`SViTTEgoTrainingArguments`], the
-    temperature's range that of the configuration. The release decays [CLS], the bias tables and the temperature; here
-    they are not decayed.
+    The published recipe. The learning rate (3e-5) and the weight decay (0.02) are defaults of
+    [`SViTTEgoTrainingArguments`], the range of the temperature is that of the configuration. The release applies
+    weight decay to [CLS], the bias tables and the temperature, and this recipe does not.
     """
 
     num_train_epochs: float = field(default=10.0)
     per_device_train_batch_size: int = field(default=32)
-    # The release takes the greater of cosine and 1 %; transformers' schedule ends at 1 % smoothly.
+    # The release uses the maximum of the cosine and 1 %; the schedule of transformers decays smoothly to 1 %.
     lr_scheduler_type: str = field(default="cosine_with_min_lr")
     lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 0.01})
     max_grad_norm: float = field(default=0.0, metadata={"help": "0: gradients are not clipped"})
@@ -93,32 +107,19 @@ class Recipe(SViTTEgoTrainingArguments):
 
 
 def main(argv: list[str] | None = None, **parser_settings) -> None:
-    """
-    Reads the command line and pretrains.
-
-    Args:
-        argv (`list[str]`, *optional*): the arguments; those of the process otherwise.
-        parser_settings: of `argparse.ArgumentParser`, such as `prog`.
-
-    Raises:
-        ValueError, OSError: A mistake in the arguments, unreadable data, or a full disk.
-    """
-    parser = HfArgumentParser((PretrainingOptions, Recipe), usage=USAGE, **parser_settings)
-    try:
-        pretrain(*parser.parse_args_into_dataclasses(argv))
-    except (TooManyClipFailures, SafetensorError) as error:
-        raise OSError(str(error)) from error
+    """Reads the command line and pretrains; see [`run_command_line`]."""
+    run_command_line(pretrain, PretrainingOptions, Recipe, USAGE, argv, **parser_settings)
 
 
 def pretrain(options: PretrainingOptions, arguments: Recipe) -> SViTTEgoTrainer:
     """Trains, saves the model for `AutoModel.from_pretrained` to `output_dir/model`, and scores it on EgoMCQ."""
     check_paths(options)
     if arguments.warmup_steps == 0 and options.warmup_epochs < arguments.num_train_epochs:
-        arguments.warmup_steps = options.warmup_epochs / arguments.num_train_epochs  # a share of all steps
+        arguments.warmup_steps = options.warmup_epochs / arguments.num_train_epochs  # below 1: a share of all steps
     set_seed(arguments.seed)
     checkpoint = checkpoint_of_run(arguments) if options.resume else None
 
-    # 1. The clips: a memory-mapped table; the main process makes it, the others read it.
+    # 1. The clips: a memory-mapped table. The main process makes it, and the others read it.
     with arguments.main_process_first(desc="reading the table"):
         table = load_egoclip(options.egoclip)
     store = VideoStore(options.videos)
@@ -156,8 +157,10 @@ def pretrain(options: PretrainingOptions, arguments: Recipe) -> SViTTEgoTrainer:
         processing_class=processor,
         evaluator=evaluator,
     )
+    trainer.resume_hint = "The same command with --resume continues with the next step."
     if options.resume and trainer.is_world_process_zero():
-        print(f"Resuming from {checkpoint}." if checkpoint else f"{arguments.output_dir} has no checkpoint: starting.")
+        none = f"{arguments.output_dir} has no checkpoint, so the run starts from its beginning."
+        print(f"Resuming from {checkpoint}." if checkpoint else none)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # 4. The result: a folder for AutoModel.from_pretrained, and EgoMCQ.
@@ -168,7 +171,7 @@ def pretrain(options: PretrainingOptions, arguments: Recipe) -> SViTTEgoTrainer:
 
 
 def check_paths(options: PretrainingOptions) -> None:
-    """Raises for a path that does not exist, before anything is loaded."""
+    """Raises an error for a path that does not exist, before anything is loaded."""
     for name in ("egoclip", "egomcq"):
         path = getattr(options, name)
         if path is not None and not Path(path).is_file():
@@ -182,9 +185,9 @@ def check_paths(options: PretrainingOptions) -> None:
 
 
 def checkpoint_of_run(arguments: Recipe) -> str | None:
-    """The newest whole checkpoint in the output folder; None if there is no checkpoint at all.
+    """The newest undamaged checkpoint in the output folder; `None` if the folder has no checkpoint.
 
-    Where there are only damaged ones, the newest is returned, and the trainer says what is wrong with it.
+    If all checkpoints are damaged, the newest one is returned, and the trainer reports what is wrong with it.
     """
     there = checkpoints_of(Path(arguments.output_dir))
     whole = (path for path in there if not damage(path, arguments.world_size))
@@ -193,7 +196,7 @@ def checkpoint_of_run(arguments: Recipe) -> str | None:
 
 
 def refuse_missing_videos(table, store: VideoStore) -> None:
-    """Raises if so many clips have no video that the run would end later; says how many are missing otherwise."""
+    """Raises an error if so many clips lack their video that the run would end later, and else logs the number."""
     clips_of = Counter(table["video_uid"])
     first_start = dict(zip(reversed(table["video_uid"][:]), reversed(table["clip_start"][:])))
     absent = {uid: path for uid in clips_of if not (path := store.path(uid, max(0.0, first_start[uid]))).is_file()}
@@ -206,18 +209,19 @@ def refuse_missing_videos(table, store: VideoStore) -> None:
     )
     if count > MAX_FAILURE_SHARE * len(table):
         raise FileNotFoundError(f"{message}. Check --videos; `svitt-ego doctor CSV VIDEO_ROOT` lists what is missing.")
-    logger.warning(f"{message}; other clips take the place of theirs.")
+    logger.warning(f"{message}; their clips are replaced by others.")
 
 
 def starting_point(
     options: PretrainingOptions, narrations: list[str], checkpoint: str | None = None
 ) -> tuple[SViTTEgoForPreTraining, SViTTEgoProcessor]:
     """
-    The model and its processor: of a checkpoint that is resumed, of a saved model, of BEiT and BERT joined as in
-    SViTT, or new.
+    The model and its processor. They come from a checkpoint that is resumed, from a saved model, from BEiT and BERT as
+    in SViTT, or are initialised at random.
 
     Args:
-        narrations (`list[str]`): the vocabulary of a new model is made of them. A resumed one keeps its vocabulary.
+        narrations (`list[str]`): The vocabulary of a model with random weights is learnt from them.
+        checkpoint (`str`, *optional*): Folder of a checkpoint. A resumed model keeps its vocabulary.
     """
     if checkpoint is not None:
         return SViTTEgoForPreTraining.from_pretrained(checkpoint), SViTTEgoProcessor.from_pretrained(checkpoint)
@@ -240,7 +244,7 @@ def starting_point(
 
 
 def saved_model(name: str) -> tuple[SViTTEgoForPreTraining, SViTTEgoProcessor]:
-    """A saved model of any class with both towers; the parts that it lacks are new, and named."""
+    """A saved model of any class with both towers. Missing parts get random weights, and a warning names them."""
     folder = local_folder(name)
     model, info = SViTTEgoForPreTraining.from_pretrained(folder, output_loading_info=True)
     tied = {target for target in model._tied_weights_keys or {}}
@@ -249,12 +253,12 @@ def saved_model(name: str) -> tuple[SViTTEgoForPreTraining, SViTTEgoProcessor]:
     if towers:
         raise ValueError(f"--model: {name!r} has no weights of {', '.join(towers)}; it is not a pretrained SViTT-Ego.")
     if parts:
-        logger.warning(f"{name} has no {', '.join(parts)}: these start from random weights.")
+        logger.warning(f"{name} has no {', '.join(parts)}: these parts start from random weights.")
     return model, AutoProcessor.from_pretrained(folder)
 
 
 def new_config(name: str) -> SViTTEgoConfig:
-    """The configuration in a folder, or one of the package's by its name."""
+    """The configuration in a folder, or a configuration of the package by its name."""
     from ..hub.configs import hub_config, hub_config_names
 
     if name in hub_config_names():
@@ -274,7 +278,7 @@ def make_processor(config: SViTTEgoConfig, tokenizer) -> SViTTEgoProcessor:
 
 
 def last_evaluation(trainer: SViTTEgoTrainer) -> dict[str, float]:
-    """The metrics of the final weights: those of the last step if it was evaluated, else computed now."""
+    """The metrics of the final weights, from the log if the last step was evaluated, and computed now otherwise."""
     state = trainer.state
     logged = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
     changed = trainer.args.load_best_model_at_end and state.best_global_step not in (None, state.global_step)

@@ -1,4 +1,4 @@
-"""Checks before a run starts or resumes: no work is lost, and no run is silently changed."""
+"""Checks before a run starts or resumes, so that no checkpoint is lost and no setting changes silently."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ from .manifest import (
 
 logger = logging.get_logger(__name__)
 
-# Arguments that decide which clips a step sees and what is drawn for them.
+# Arguments that decide which clips a step reads and which random numbers are drawn for them.
 _ARGUMENTS = (
     "seed",
     "data_seed",
@@ -38,10 +38,15 @@ _ARGUMENTS = (
 
 class ChecksBeforeTraining:
     """
-    For a `Trainer`: a run resumes only from a whole checkpoint of its own, returns at once if it was finished, and
-    never starts over in a folder that holds another run's checkpoints.
+    For a `Trainer`: a run resumes only from an undamaged checkpoint of the same run, returns at once if it was
+    finished, and does not start in a folder with the checkpoints of another run.
+
+    Attributes:
+        resume_hint (`str`, *optional*): Says how an interrupted run is continued. The caller sets `None` if it cannot
+            be, and then no checkpoint is saved after a signal.
     """
 
+    resume_hint: str | None = "Trainer.train(resume_from_checkpoint=True) continues with the next step."
     _data: str | None = None
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
@@ -56,7 +61,7 @@ class ChecksBeforeTraining:
             return self._load_finished(checkpoint, state)
         return super().train(str(checkpoint), *args, **kwargs)
 
-    _own_folder = False  # after the first call of `train`, the checkpoints are this trainer's
+    _own_folder = False  # after the first call of `train`, the checkpoints belong to this trainer
 
     def _refuse_to_overwrite(self) -> None:
         args = self.args
@@ -67,19 +72,19 @@ class ChecksBeforeTraining:
             return
         if not args.overwrite_output_dir:
             raise CheckpointError(
-                f"{args.output_dir} holds {len(there)} checkpoint(s) of another run, the newest {there[0].name}, "
-                "which this run would overwrite or delete. Resume that run (--resume), choose another output_dir, or "
-                "give overwrite_output_dir (--overwrite_output_dir true) to delete them."
+                f"{args.output_dir} holds {len(there)} checkpoint(s) of another run, the newest of which is "
+                f"{there[0].name}. This run would overwrite or delete them. Resume that run (--resume), choose "
+                "another output_dir, or set overwrite_output_dir (--overwrite_output_dir true) to delete them."
             )
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            logger.warning(f"Deleting {len(there)} checkpoint(s) in {args.output_dir}: overwrite_output_dir.")
+            logger.warning(f"Deleting {len(there)} checkpoint(s) in {args.output_dir}: overwrite_output_dir is set.")
             for checkpoint in there:
                 shutil.rmtree(checkpoint)
         self.accelerator.wait_for_everyone()
 
     def run_facts(self) -> dict:
-        """What a resumed run must have in common with the one that was stopped."""
+        """The settings that a resumed run must share with the interrupted one."""
         args, dataset = self.args, self.train_dataset
         if self._data is None:
             self._data = data_fingerprint(dataset)
@@ -93,8 +98,13 @@ class ChecksBeforeTraining:
             "vocabulary": vocabulary_fingerprint(self.processing_class),
         }
 
+    @property
+    def unchangeable(self) -> set[str]:
+        """Names of the facts that `resume_changed` does not allow to differ: the weights would not fit."""
+        return {"vocabulary"}
+
     def _issue_warnings_after_load(self, load_result) -> None:
-        """A tied weight is saved under one of its names: that the other one is missing is expected."""
+        """Warns of missing weights, except for tied ones, which are saved under one of their names only."""
         tied = set(self.core._tied_weights_keys or {})
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)
@@ -103,11 +113,12 @@ class ChecksBeforeTraining:
 
     def checkpoint_to_resume(self, asked: str | bool) -> Path:
         """
-        The checkpoint to resume from: the one asked for, or the newest whole one of the run's folder with `True`.
+        The checkpoint to resume from: the given one, or with `True` the newest undamaged one in the output folder.
 
         Raises:
-            CheckpointError: None is whole, or it belongs to a run with other data, vocabulary, seed, batch or
-                processes; the message names the files or the values, and what to do.
+            CheckpointError: All checkpoints are damaged, or the checkpoint belongs to a run with other data,
+                vocabulary, seed, batch size or number of processes; the message names the files or the values, and
+                the remedy.
         """
         outcome: list = [None, None]
         if self.is_world_process_zero():  # hashing takes seconds, and all processes must agree
@@ -133,42 +144,48 @@ class ChecksBeforeTraining:
             if not broken[checkpoint]:
                 for other, reasons in broken.items():
                     if reasons:
-                        logger.warning(f"{other} is not whole and is left out: {'; '.join(reasons)}.")
+                        logger.warning(f"{other} is damaged and is not used: {'; '.join(reasons)}.")
                 self._compare_runs(checkpoint)
                 return checkpoint
         reasons = "\n".join(f"  {path}: {'; '.join(found)}" for path, found in broken.items())
         others = [path for path in checkpoints_of(run_dir.parent) if path != run_dir] if named else []
         whole = next((path for path in others if not damage(path, self.args.world_size)), None)
         raise CheckpointError(
-            f"No checkpoint is whole:\n{reasons}\n"
-            + (f"Resume from {whole}, which is whole." if whole else "Restore the files, or start without resuming.")
+            f"All checkpoints are damaged:\n{reasons}\n"
+            + (f"Resume from {whole}, which is not." if whole else "Restore the files, or start without resuming.")
         )
 
     def _compare_runs(self, checkpoint: Path) -> None:
         manifest = read_manifest(checkpoint)
         if manifest is None:
             logger.warning(
-                f"{checkpoint} was saved by an earlier version, without a manifest: that its files can be read was "
-                "checked, but not that data, vocabulary, seed and batch are those of that run."
+                f"{checkpoint} was saved by an earlier version without a manifest: its files can be read, but it was "
+                "not checked whether data, vocabulary, seed and batch size are those of that run."
             )
             return
         there, here = manifest["run"], self.run_facts()
         different = [name for name in here if name in there and there[name] != here[name]]
         if "vocabulary" in different:
             raise CheckpointError(
-                f"{checkpoint} was trained with another vocabulary ({there['vocabulary']}; now {here['vocabulary']}): "
-                "its embeddings would stand for other words. Take the processor from the checkpoint: "
+                f"{checkpoint} was trained with another vocabulary ({there['vocabulary']}; now {here['vocabulary']}), "
+                "so its embeddings belong to other words. Use the processor of the checkpoint: "
                 f"AutoProcessor.from_pretrained({str(checkpoint)!r})."
             )
         if not different:
             return
         listed = "; ".join(f"{name}: {there[name]} there, {here[name]} now" for name in different)
-        if not self.args.resume_changed:
-            raise CheckpointError(
-                f"{checkpoint} belongs to a run with other settings ({listed}). Give those of that run, or "
-                "resume_changed (--resume_changed true) to go on with the new ones, as another run than the stopped."
+        fixed = self.unchangeable.intersection(different)
+        if fixed or not self.args.resume_changed:
+            otherwise = (
+                "choose another output_dir for the new ones"
+                if fixed
+                else "set resume_changed (--resume_changed true) to continue with the new ones as a different run"
             )
-        logger.warning(f"Resuming {checkpoint} as another run: {listed}.")
+            raise CheckpointError(
+                f"{checkpoint} belongs to a run with other settings ({listed}). Use the settings of that run, or "
+                f"{otherwise}."
+            )
+        logger.warning(f"Resuming {checkpoint} with other settings: {listed}.")
 
     # ---------------------------------------------------------------------------------------------- a finished run
 
@@ -181,8 +198,8 @@ class ChecksBeforeTraining:
     def _load_finished(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
         """Loads the weights of a run that has nothing left to train."""
         if self.is_deepspeed_enabled:
-            raise CheckpointError(f"{checkpoint} is the end of the run; load its model instead of resuming it.")
-        if self.is_fsdp_enabled:  # not yet sharded; the full weights are in the checkpoint, too
+            raise CheckpointError(f"{checkpoint} is the end of the run: load its model instead of resuming it.")
+        if self.is_fsdp_enabled:  # the model is not sharded yet, and the checkpoint also has the full weights
             self._issue_warnings_after_load(
                 self.model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
             )
@@ -195,6 +212,6 @@ class ChecksBeforeTraining:
         logged = logged or [entry["loss"] for entry in state.log_history if "loss" in entry]
         if self.is_world_process_zero():
             logger.warning(
-                f"{checkpoint} has all {state.global_step} steps: its weights are loaded, nothing is trained."
+                f"{checkpoint} has all {state.global_step} steps: its weights are loaded and nothing is trained."
             )
         return TrainOutput(state.global_step, logged[-1] if logged else float("nan"), {})

@@ -109,8 +109,9 @@ class TrainsInStages:
             try:
                 vision_config_with(self.core, stage.num_frames, stage.keep_rate, stage.num_random_blocks)
             except Exception as error:
+                reason = error.__cause__ or error  # without the words of the validation's wrapper
                 raise ValueError(
-                    f"temporal_stages: the stage from {stage.start:g} on does not fit: {error}"
+                    f"temporal_stages: the stage from {stage.start:g} on does not fit: {reason}"
                 ) from error
         self._boundary = StopAtBoundary(self.stages)
         self.add_callback(self._boundary)

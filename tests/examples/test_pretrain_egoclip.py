@@ -320,7 +320,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(runs, tmp_path):
         too_long.cancel()
     log = "".join(printed)
     assert process.returncode == 130, log
-    assert "Ctrl-C: step " in log and "--resume continues" in log and "Traceback" not in log
+    assert "Ctrl-C: left after step " in log and "--resume continues" in log and "Traceback" not in log
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 

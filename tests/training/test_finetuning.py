@@ -87,9 +87,25 @@ def test_a_resumed_run_ends_with_the_same_weights_and_other_labels_are_refused(m
     assert "data: 16 rows" in capfd.readouterr().err
 
 
+def test_a_resumed_run_must_have_the_method_of_the_checkpoint(root, tmp_path, capfd):
+    """Catches a checkpoint whose weights are silently left out, because another method names them differently."""
+    assert finetune(root, tmp_path, method="lora", max_steps=1) == 0
+    for options, said in [
+        ({"method": "probe"}, "method: lora there, probe now"),
+        ({"method": "lora", "lora_rank": 4}, "lora_rank: 8 there, 4 now"),
+    ]:
+        assert finetune(root, tmp_path, resume="true", resume_changed="true", **options) == 2
+        assert f"{said}). Use the settings of that run, or choose another output_dir" in capfd.readouterr().err
+    assert finetune(root, tmp_path, resume="true", method="lora") == 0
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"task": "verb"}, "--task (verb) must be one of label"), ({"videos": "nope"}, "--videos: there is no 'nope'")],
+    [
+        ({"lerning_rate": 1}, "unknown option --lerning_rate; did you mean --learning_rate?"),
+        ({"task": "verb"}, "--task (verb) must be one of label"),
+        ({"videos": "nope"}, "--videos: there is no file or folder 'nope'"),
+    ],
 )
 def test_a_mistake_is_answered_in_one_line(options, said, root, tmp_path, capfd):
     assert finetune(root, tmp_path, **options) == 2

@@ -149,7 +149,7 @@ def test_a_signal_saves_says_so_and_exits_with_its_code(which, said, exit_code, 
 
     code, log = in_a_child(stopped, tmp_path / "log"), (tmp_path / "log").read_text()
     assert code == exit_code, log
-    assert f"{said}: step 3 of 6 is saved in" in log or f"{said}: step 2 of 6 is saved in" in log
+    assert any(f"{said}: left after step {step} of 6, which is saved in" in log for step in (2, 3))
     assert "training went on" not in log and "Traceback" not in log
     resumed = make_trainer(corpus, tmp_path / "run", max_steps=6)
     resumed.train(resume_from_checkpoint=True)
@@ -210,7 +210,7 @@ def test_sigterm_to_one_of_two_processes_lets_both_leave_with_one_checkpoint(to,
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     assert not (tmp_path / "run" / UNFINISHED).exists()
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    assert f"SIGTERM: step {step} of 500 is saved in {checkpoint}; leaving." in log
+    assert f"SIGTERM: left after step {step} of 500, which is saved in {checkpoint}." in log
     assert step >= 2 and not list(tmp_path.glob("rest-*")), "the run went on to its end"
     left = {path.name for path in checkpoint.iterdir()}
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"} <= left

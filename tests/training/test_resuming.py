@@ -69,7 +69,7 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_the_one_before_is_taken(nam
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-3"))
     with caplog.at_level(logging.WARNING):
         assert trainer.checkpoint_to_resume(True) == run / "checkpoint-2"
-    assert "checkpoint-3 is not whole" in caplog.text
+    assert "checkpoint-3 is damaged" in caplog.text
 
 
 def test_an_empty_newer_folder_does_not_stop_the_resume(corpus, run, tmp_path):
@@ -125,7 +125,7 @@ def test_a_checkpoint_without_a_manifest_says_so_once_and_is_checked_as_far_as_p
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 3
-    assert "checkpoint-3 is not whole and is left out: optimizer.pt: cut short" in caplog.text
+    assert "checkpoint-3 is damaged and is not used: optimizer.pt: cut short" in caplog.text
     assert caplog.text.count("without a manifest") == 1
 
 
