@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data.clips import EgoClipDataset
 from ..data.frame_order import check_frame_order, ordered_frames
-from ..files.processes import workers_ignore_interrupts
+from ..files.processes import leave_signals_to_the_parent, workers_ignore_interrupts
 from ..files.sharding import Shard
 from ..model.clip_reading import ClipReadError
 from ..model.processing_svitt_ego import SViTTEgoProcessor
@@ -185,7 +185,7 @@ class Encoder:
                 batch_size=batch_size,
                 num_workers=num_workers,
                 collate_fn=_Collate(self.processor, order, views),
-                worker_init_fn=one_thread if num_workers else None,
+                worker_init_fn=start_worker if num_workers else None,
             )
             parameter = next(model.parameters())
             with workers_ignore_interrupts():
@@ -390,8 +390,22 @@ class _Collate:
 
 
 def one_thread(worker: int) -> None:
-    """A worker per core: more threads in each would fight for the cores."""
+    """Computes in one thread in a worker process, because there is a worker per core."""
     torch.set_num_threads(1)
+
+
+def start_worker(worker: int, first: Callable[[int], None] | None = None) -> None:
+    """
+    Prepares a worker process: it computes in one thread and leaves signals to the main process.
+
+    Args:
+        worker (`int`): Its number.
+        first (function of the number, *optional*): Called before, such as the `worker_init_fn` of a library.
+    """
+    if first is not None:
+        first(worker)
+    one_thread(worker)
+    leave_signals_to_the_parent()
 
 
 def _unit(features: torch.Tensor) -> np.ndarray:

@@ -1,15 +1,13 @@
-"""Worker processes and Ctrl-C: the terminal sends it to every process, but only the parent reacts.
+"""Worker processes and signals: a terminal sends Ctrl-C, and a cluster SIGTERM, to every process; the parent reacts.
 
-A worker that reacted by itself would print a traceback for each process, and the parent could not tell an interrupt
-from a crash.
+A worker that reacted by itself would print a traceback, and the parent could not tell an interrupt from a crash.
 """
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-SECONDS_TO_END = 5.0
 
 
 @contextmanager
@@ -17,8 +15,8 @@ def workers_ignore_interrupts() -> Iterator[None]:
     """
     Processes that are started inside do not react to Ctrl-C.
 
-    The signal mask is inherited by forked and by spawned processes. A Ctrl-C that arrives in here reaches this process
-    at the end of the block.
+    Forked and spawned processes inherit the signal mask. A Ctrl-C that arrives inside reaches this process at the end
+    of the block.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -30,13 +28,23 @@ def workers_ignore_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def leave_signals_to_the_parent() -> None:
+    """
+    Called in a worker: it ignores Ctrl-C and the first SIGTERM.
+
+    Slurm sends SIGTERM to every process of a job. If the workers ended, the parent could not finish its step. A second
+    SIGTERM ends the worker, because `multiprocessing` ends what is left of its processes in this way.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
 def end_workers() -> None:
     """Ends all processes that `multiprocessing` has started from this one, and waits until they are gone."""
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for a killed worker
     workers = multiprocessing.active_children()
     for worker in workers:
-        worker.terminate()
+        worker.kill()  # a worker may ignore SIGTERM, and has nothing to clean up
     for worker in workers:
-        worker.join(SECONDS_TO_END)
-        if worker.is_alive():
-            worker.kill()
-            worker.join()
+        worker.join()

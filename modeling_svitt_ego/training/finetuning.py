@@ -4,6 +4,7 @@
 video-classification` reads. Checkpoints, resuming and Ctrl-C work as in pretraining.
 """
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ..data.labelled_clips import LabelledClips
 from ..data.labelled_files import load_labelled_clips
 from ..data.layouts import VideoStore
 from ..evaluation.classification_metrics import classification_accuracy
+from ..evaluation.encoding import start_worker
 from ..model.classification_heads import heads_loss
 from ..model.modeling_svitt_ego import SViTTEgoForVideoClassification
 from ..weights.loading import local_folder
@@ -128,6 +130,13 @@ class FineTuner(ChecksBeforeTraining, CheckpointsWrittenAside, Trainer):
             return super().train(*args, **kwargs)
         finally:
             self._leave_on_signal.restore()
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        base = getattr(loader, "base_dataloader", loader)  # accelerate wraps the loader
+        if base.num_workers:
+            base.worker_init_fn = functools.partial(start_worker, first=base.worker_init_fn)
+        return loader
 
     def run_facts(self) -> dict:
         return super().run_facts() | {"mixup_alpha": self.mixup_alpha} | self.what_is_trained

@@ -29,6 +29,7 @@ class LeaveOnSignal(TrainerCallback):
 
     def __init__(self, trainer) -> None:
         self.trainer = trainer
+        self.pid = os.getpid()
         self.received = self.leaving = 0  # numbers of signals; 0 is none
         self.previous: dict[int, object] = {}
 
@@ -39,6 +40,8 @@ class LeaveOnSignal(TrainerCallback):
             self.previous = {number: signal.signal(number, self.note) for number in heard}
 
     def note(self, number: int, frame) -> None:
+        if os.getpid() != self.pid:  # a forked worker process inherits this handler
+            return
         if number == signal.SIGINT and self.received:
             self.restore()
             raise KeyboardInterrupt

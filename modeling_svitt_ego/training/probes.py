@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.labelled_clips import LabelledClips
-from ..evaluation.encoding import one_thread
+from ..evaluation.encoding import start_worker
 from ..model.modeling_svitt_ego import SViTTEgoForVideoClassification
 
 
@@ -82,7 +82,7 @@ def frozen_features(
         dataset,
         batch_size,
         num_workers=num_workers,
-        worker_init_fn=one_thread if num_workers else None,
+        worker_init_fn=start_worker if num_workers else None,
     )
     pooled, tokens, labels = [], [], []
     for batch in tqdm(loader, desc=desc, unit="batch"):

@@ -1,7 +1,6 @@
 """The training batches: which clips, by which worker processes, and how a failure in one of them is reported."""
 
 import re
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,7 +9,6 @@ from torch.utils.data import Dataset
 from ..data.clips import EgoClipDataset
 from ..data.failures import TooManyClipFailures
 from ..data.sampling import SceneAwareBatchSampler, SceneIndex, SeededBatchSampler, SharedNounBatchSampler
-from ..evaluation.encoding import one_thread
 from ..model.clip_reading import ClipReadError
 
 
@@ -33,12 +31,6 @@ def make_batch_sampler(dataset: EgoClipDataset, args, batch_size: int, **common)
             dataset.table, batch_size, share=args.shared_noun_share, follow=dataset, **common
         )
     return SeededBatchSampler(len(dataset), batch_size, follow=dataset, **common)
-
-
-def start_worker(worker: int) -> None:
-    """A terminal sends Ctrl-C to every process: whether the run goes on is for the main process to decide."""
-    one_thread(worker)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
 from ..data.clips import ClipCollator, EgoClipDataset
+from ..evaluation.encoding import start_worker
 from ..evaluation.evaluator import Evaluator, by_name, run_evaluators
 from .averaging import AveragesWeights
 from .checkpoints import CheckpointsWrittenAside, name_code_of_sharded
@@ -27,7 +28,7 @@ from .naming_clips import CLIPS, NOT_FOR_THE_MODEL, NamingCollator, refuse_non_f
 from .objectives import freeze_unreached_parameters, set_weights
 from .optimization import MuonWithAdamW, layer_matrices
 from .parameter_groups import TOWERS, freeze_towers, grouped
-from .reading import CarriesFailures, make_batch_sampler, readable_batches, start_worker
+from .reading import CarriesFailures, make_batch_sampler, readable_batches
 from .resuming import ChecksBeforeTraining
 from .run_summary import RunSummary
 from .temporal_stages import TrainsInStages, parse_stages

@@ -132,6 +132,7 @@ LOADER = """
 import sys, time
 from torch.utils.data import DataLoader
 from modeling_svitt_ego.commands.running import run
+from modeling_svitt_ego.evaluation.encoding import start_worker
 from modeling_svitt_ego.files.processes import workers_ignore_interrupts
 
 class Slow:
@@ -143,7 +144,7 @@ class Slow:
 
 def work():
     with workers_ignore_interrupts():
-        batches = iter(DataLoader(Slow(), batch_size=1, num_workers=2))
+        batches = iter(DataLoader(Slow(), batch_size=1, num_workers=2, worker_init_fn=start_worker))
     for _ in batches:
         print("ready", flush=True)
 
@@ -166,9 +167,13 @@ def session_members(session: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+@pytest.mark.parametrize(
+    "number, status, to_all",
+    [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False), (signal.SIGTERM, 143, True)],
+    ids=["INT", "TERM", "TERM to all"],
+)
 @pytest.mark.parametrize("script", [POOL, FORKED, LOADER], ids=["pool", "forked", "loader"])
-def test_workers_end_with_the_command_and_say_nothing(tmp_path, script, number, status):
+def test_workers_end_with_the_command_and_say_nothing(tmp_path, script, number, status, to_all):
     """Catches a traceback per worker, a wait for the jobs that are running, and processes that stay."""
     path = tmp_path / "work.py"
     path.write_text(script)
@@ -178,8 +183,8 @@ def test_workers_end_with_the_command_and_say_nothing(tmp_path, script, number, 
     )
     try:
         assert process.stdout.readline() == "ready\n"
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # as a terminal does: to all processes
+        if to_all:
+            os.killpg(process.pid, number)  # as a terminal does with Ctrl-C, and Slurm with SIGTERM
         else:
             process.send_signal(number)
         _, error = process.communicate(timeout=300)

@@ -1,6 +1,7 @@
 """Kills, SIGTERM, full disks, NaN and dead workers: what is left, what is said, and that a resumed run is the same."""
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -35,14 +36,16 @@ def uninterrupted():
 
 
 class SignalAt(TrainerCallback):
-    """Sends this process a signal once `step` is done, or while that step's checkpoint is being written."""
+    """Sends this process and its workers a signal at the end of `step`."""
 
     def __init__(self, step, which=signal.SIGKILL):
         self.step, self.which = step, which
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
-            os.kill(os.getpid(), self.which)
+            workers = multiprocessing.active_children()
+            for pid in (*(worker.pid for worker in workers), os.getpid()):
+                os.kill(pid, self.which)
 
 
 RUNS = {
@@ -142,7 +145,8 @@ def test_a_signal_saves_says_so_and_exits_with_its_code(which, said, exit_code, 
 
     def stopped():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the process that forks this one may ignore it
-        trainer = make_trainer(corpus, tmp_path / "run", max_steps=6)  # without any checkpoint asked for
+        # Without save_strategy; with workers, because a terminal or Slurm sends the signal to them, too.
+        trainer = make_trainer(corpus, tmp_path / "run", max_steps=6, dataloader_num_workers=2)
         trainer.add_callback(SignalAt(2, which))
         trainer.train()
         print("training went on")
