@@ -80,13 +80,18 @@ def temporal_blocks(
     blocks = torch.arange(num_blocks, device=token_ids.device)
     query_block = torch.arange(num_tokens, device=token_ids.device) // block_size
     distance = (blocks[:, None] - blocks).abs()
+    # How many tokens come before each place of the clip: searchsorted(token_ids, place), which ONNX does not have.
+    num_places = num_frames * patches_per_frame
+    present = token_ids.new_zeros(batch, num_places).scatter(1, token_ids, 1)
+    tokens_before = present.cumsum(1) - present
     chosen = []
     for direction in (-1, 1):
         score = token_ids.new_zeros(batch, num_blocks, num_blocks)
         for step in range(1, reach + 1):
             places = token_ids + direction * step * patches_per_frame
-            in_clip = (places >= 0) & (places < num_frames * patches_per_frame)
-            key_block = torch.searchsorted(token_ids, places).clamp(max=num_tokens - 1) // block_size
+            in_clip = (places >= 0) & (places < num_places)
+            key = tokens_before.gather(1, places.clamp(0, num_places - 1))
+            key_block = key.clamp(max=num_tokens - 1) // block_size
             votes = torch.zeros_like(score).flatten(1)
             votes = votes.scatter_add(1, query_block * num_blocks + key_block, in_clip.long()).view_as(score)
             score = torch.maximum(score, votes + (votes > 0) * (reach - step) * (block_size + 1))

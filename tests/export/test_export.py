@@ -17,6 +17,7 @@ from modeling_svitt_ego.features.search import VideoIndex
 from modeling_svitt_ego.weights.loading import load_dual_encoder
 from tests.helpers.tiny_data import write_video
 from tests.helpers.tiny_folder import NARRATIONS, save_tiny_folder
+from tests.helpers.tiny_model import RAGGED
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
@@ -24,9 +25,15 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A pretraining model: its folder has more than the two towers. Its text tower takes the processor's 32 tokens."""
+    """
+    A pretraining model: its folder has more than the two towers. Its text tower takes the processor's 32 tokens, its
+    video tower has every kind of edge, also where tokens were pruned.
+    """
     return save_tiny_folder(
-        tmp_path_factory.mktemp("saved"), SViTTEgoForPreTraining, text={"max_position_embeddings": 32}
+        tmp_path_factory.mktemp("saved"),
+        SViTTEgoForPreTraining,
+        text={"max_position_embeddings": 32},
+        vision=RAGGED | {"num_temporal_blocks": 2, "num_random_blocks": 1},
     )
 
 
