@@ -81,6 +81,7 @@ def write_table(path: Path, uids: list[str], seconds: float, clips_per_video: in
                 file.write("\t".join(map(str, cells)) + "\n")
 
 
+ENCODED_SECONDS = 120.0  # of each video, which are encoded in all ways
 ENCODINGS = {
     "as prepared: GOP 30, fastdecode": {"g": "30", "bf": "0", "tune": "fastdecode"},
     "without fastdecode": {"g": "30", "bf": "0"},
@@ -95,12 +96,14 @@ ENCODINGS = {
 }
 
 
-def encode_again(source: Path, target: Path, codec: str, options: dict[str, str]) -> int:
-    """Writes the chunks below `source` in another encoding, with the same names; returns the bytes."""
+def encode_again(source: Path, target: Path, codec: str, options: dict[str, str], until: float = float("inf")) -> int:
+    """Writes the chunks below `source` that begin before `until` s in another encoding; returns the bytes."""
     import av
 
     total = 0
     for path in sorted(source.glob("*/*.mp4")):
+        if float(path.stem) >= until:  # chunks are named by their start
+            continue
         out = target / path.relative_to(source)
         out.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path)) as container, av.open(str(out), "w", options={"movflags": "+faststart"}) as copy:
@@ -118,11 +121,14 @@ def encode_again(source: Path, target: Path, codec: str, options: dict[str, str]
 
 
 def measure_encodings(chunks: Path, root: Path, requests, num_frames: int, repeats: int) -> list[dict]:
-    """PyAV on the 15-s chunks, encoded in the ways of `ENCODINGS` from the prepared ones."""
+    """PyAV on the first 15-s chunks, encoded in the ways of `ENCODINGS` from the prepared ones."""
     sizes, readers = {}, {}
+    last = min(ENCODED_SECONDS, max(start for _, start, _ in requests) + 1)
+    starts = np.random.default_rng(1).uniform(0, last - 1, len(requests))
+    requests = [(uid, float(start), row) for (uid, _, row), start in zip(requests, starts)]
     for number, (name, options) in enumerate(ENCODINGS.items()):
         folder = root / f"encoding-{number}"
-        sizes[name] = encode_again(chunks, folder, "libx264", {"crf": "23", "preset": "veryfast", **options})
+        sizes[name] = encode_again(chunks, folder, "libx264", {"crf": "23", "preset": "veryfast", **options}, last)
         store = VideoStore(folder, backend="pyav")
         readers[name] = lambda request, store=store: store.read_window(
             request[0], request[1], request[1] + 1, lambda a, b: clip_times(a, b, num_frames)

@@ -7,8 +7,8 @@ assume.
 Three decoders give the same pixels. PyAV reads every file unless another decoder is named, because it was exact on all
 files tried and the fastest on nearly all (benchmarks/clip_reading.py). decord and torchcodec read what they were shown
 to read exactly and refuse the rest with the reason. `backend=` here, in `VideoStore` and (as `video_backend`) in the
-video processor names one. No file is kept open between calls, so the functions are safe in forked and in spawned
-workers.
+video processor names one. "torchcodec-cuda" decodes on a GPU, which is not tested (decode_torchcodec.py). No file is
+kept open between calls, so the functions are safe in forked and in spawned workers.
 
 Frames keep their native size. Resizing in the decoder (decord's `width`, `height`) saves little, since decoding is
 nearly all of the work; its pixels differ, and a random crop would be cut from the reduced picture
@@ -24,12 +24,17 @@ import numpy as np
 from .clip_times import clamp_window, clip_times, frame_indices
 from .decode_decord import decord_refusal, read_decord
 from .decode_pyav import read_pyav, stream_pyav
-from .decode_torchcodec import read_torchcodec, torchcodec_refusal
+from .decode_torchcodec import read_torchcodec, read_torchcodec_cuda, torchcodec_refusal
 from .frame_table import frame_table
 from .video_source import TIME_TOLERANCE, ClipReadError, Unreadable, VideoInfo, VideoSource, as_source
 
-BACKENDS = ("decord", "pyav", "torchcodec")
-_READERS = {"decord": read_decord, "pyav": read_pyav, "torchcodec": read_torchcodec}
+BACKENDS = ("decord", "pyav", "torchcodec")  # those that were shown to be exact
+_READERS = {
+    "decord": read_decord,
+    "pyav": read_pyav,
+    "torchcodec": read_torchcodec,
+    "torchcodec-cuda": read_torchcodec_cuda,
+}
 
 Times = Sequence[float] | Callable[[VideoInfo], Sequence[float]]
 
@@ -59,7 +64,7 @@ def read_clip(path: Any, times: Times, backend: str = "auto", allow_urls: bool =
         times (sequence of `float`, or a function of [`VideoInfo`] that returns one):
             Seconds from the first frame, in any order. The frame at t is the last one that has begun by t; t at the
             very end of the video gives its last frame.
-        backend (`str`): "decord", "pyav", "torchcodec": that one, or an error. "auto" is PyAV.
+        backend (`str`): "decord", "pyav", "torchcodec", "torchcodec-cuda": that one, or an error. "auto" is PyAV.
         allow_urls (`bool`): Download http and https addresses into memory instead of refusing them.
 
     Raises:
@@ -142,7 +147,7 @@ def _increasing(times: Iterable[float], info: VideoInfo) -> Iterator[float]:
 
 def _read(source: VideoSource, times: Callable[[VideoInfo], np.ndarray], backend: str) -> tuple[np.ndarray, VideoInfo]:
     if backend != "auto" and backend not in _READERS:
-        raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, got {backend!r}.")
+        raise ValueError(f"backend must be 'auto' or one of {', '.join(_READERS)}, got {backend!r}.")
     name = "pyav" if backend == "auto" else backend
     try:
         return _READERS[name](source, times)

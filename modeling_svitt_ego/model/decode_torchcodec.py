@@ -2,8 +2,12 @@
 
 torchcodec is given the frames of the file (`custom_frame_mappings`), which are kept from one call to the next: it then
 does not read the whole file each time it opens it.
+
+"torchcodec-cuda" lets an NVIDIA GPU decode. It has not been run on a GPU by us: neither its pixels nor its speed were
+compared with the other decoders.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,7 +38,9 @@ def torchcodec_refusal(table: FrameTable) -> str | None:
     return None
 
 
-def read_torchcodec(source: VideoSource, times: Callable[[VideoInfo], np.ndarray]) -> tuple[np.ndarray, VideoInfo]:
+def read_torchcodec(
+    source: VideoSource, times: Callable[[VideoInfo], np.ndarray], device: str = "cpu"
+) -> tuple[np.ndarray, VideoInfo]:
     """The frames at `times`, in any order, as `uint8` of shape `(len(times), height, width, 3)`, RGB, upright."""
     try:
         from torchcodec.decoders import VideoDecoder
@@ -56,11 +62,30 @@ def read_torchcodec(source: VideoSource, times: Callable[[VideoInfo], np.ndarray
             dimension_order="NHWC",
             num_ffmpeg_threads=1,
             custom_frame_mappings=table.mappings,
+            device=device,
         )
-        frames = decoder.get_frames_at(indices.tolist()).data.numpy()
+        frames = decoder.get_frames_at(indices.tolist()).data.cpu().numpy()
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise Unreadable(one_line(error)) from error
+    if device != "cpu" and decoder.cpu_fallback:
+        raise Unreadable(f"the GPU does not decode it, torchcodec would use the CPU ({decoder.cpu_fallback}).")
     return frames, replace(info, height=frames.shape[1], width=frames.shape[2])
+
+
+def read_torchcodec_cuda(
+    source: VideoSource, times: Callable[[VideoInfo], np.ndarray]
+) -> tuple[np.ndarray, VideoInfo]:
+    """
+    As [`read_torchcodec`], decoded by the current GPU and copied to the CPU. **Not tested on a GPU by us.**
+
+    A file that the GPU cannot decode is refused; it is not decoded on the CPU instead. Data loader workers must be
+    spawned, because CUDA does not work in forked ones.
+    """
+    if not torch.cuda.is_available():
+        raise Unreadable("torchcodec-cuda needs an NVIDIA GPU, and PyTorch finds none.")
+    warnings.warn("The video decoder 'torchcodec-cuda' has not been tested on a GPU by its authors.", stacklevel=2)
+    frames, info = read_torchcodec(source, times, "cuda")
+    return frames, replace(info, backend="torchcodec-cuda")
 
 
 def read_video_decoder(decoder: Any, times: Callable[[VideoInfo], Sequence[float]]) -> tuple[np.ndarray, VideoInfo]:

@@ -39,7 +39,8 @@ class SViTTEgoVideoProcessorKwargs(VideosKwargs, total=False):
         Source of every random choice: one for the batch, or one per clip, which makes a clip's frames and crop
         independent of the rest of the batch. Only when calling; by default PyTorch's global one.
     video_backend (`str`, defaults to `"auto"`):
-        The decoder of video files: `"auto"`, `"decord"`, `"pyav"` or `"torchcodec"`.
+        The decoder of video files: `"auto"`, `"decord"`, `"pyav"`, `"torchcodec"` or, not tested by us,
+        `"torchcodec-cuda"`.
     allow_urls (`bool`, defaults to `False`):
         Whether http and https addresses are downloaded into memory; otherwise they are an error. Only when calling.
     antialias (`bool`, defaults to `True`):

@@ -284,6 +284,32 @@ def test_a_decoder_that_is_missing_or_unknown_is_an_error(plain, monkeypatch):
         read_clip(plain, [1.0])
 
 
+def test_decoding_on_a_gpu_needs_one_and_says_that_it_is_untested(plain, monkeypatch):
+    """Catches a GPU decoder that decodes on the CPU in silence. The GPU is played by the CPU: nothing is measured."""
+    decoders = pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, RuntimeError))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ClipReadError, match="torchcodec-cuda needs an NVIDIA GPU.*backend='pyav'"):
+        read_clip(plain, [1.0], "torchcodec-cuda")
+
+    devices, fallback = [], []  # no fallback: the GPU decoded
+    real = decoders.VideoDecoder
+
+    def on_gpu(source, device, **options):
+        devices.append(device)
+        return real(source, **options)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(decoders, "VideoDecoder", on_gpu)
+    monkeypatch.setattr(real, "cpu_fallback", property(lambda self: fallback))
+    with pytest.warns(UserWarning, match="not been tested on a GPU"):
+        frames, info = read_clip_and_info(plain, [0.5, 2.0], "torchcodec-cuda")
+    assert [number_of(frame) for frame in frames] == [15, 60] and info.backend == "torchcodec-cuda"
+    fallback.append("Video not supported")
+    with pytest.warns(UserWarning), pytest.raises(ClipReadError, match="the GPU does not decode it.*not supported"):
+        read_clip(plain, [0.5], "torchcodec-cuda")
+    assert devices == ["cuda", "cuda"]
+
+
 @pytest.mark.parametrize("form", ["bytes", "bytearray", "file", "memory file", "source"])
 def test_videos_in_memory_and_open_files(plain, form):
     data = Path(plain).read_bytes()

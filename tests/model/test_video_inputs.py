@@ -2,6 +2,9 @@
 
 import functools
 import http.server
+import io
+import shutil
+import tarfile
 import threading
 from pathlib import Path
 
@@ -154,6 +157,52 @@ def test_columns_of_videos(video, tmp_path, processor, kind):
     assert numbers([mapped[2]["pixel_values_videos"].to(torch.uint8)]) == [WHOLE]  # Arrow's lists give int64
     undecoded = table.cast_column("video", datasets.Video(decode=False))
     assert numbers(processor(videos=undecoded["video"], return_tensors="pt")["pixel_values_videos"]) == [WHOLE] * 3
+
+
+def write_dataset(kind: str, video: str, root: Path) -> dict:
+    """A data set of two clips as people publish them, and how `datasets.load_dataset` is told to read it."""
+    if kind == "videofolder":
+        for name in ("a", "b"):
+            shutil.copy(video, root / f"{name}.mp4")
+        rows = [["file_name", "text"], ["a.mp4", "#C C opens the door"], ["b.mp4", "#C C opens the door"]]
+        (root / "metadata.csv").write_text("\n".join(map(",".join, rows)))
+        return {"path": "videofolder", "data_dir": str(root)}
+    with tarfile.open(root / "clips.tar", "w") as tar:
+        for name in ("a", "b"):
+            tar.add(video, f"{name}.mp4")
+            text = b"#C C opens the door"
+            member = tarfile.TarInfo(f"{name}.txt")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+    return {"path": "webdataset", "data_files": str(root / "clips.tar")}
+
+
+@needs_torchcodec
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["videofolder", "webdataset"])
+def test_published_kinds_of_data_sets(video, tmp_path, processor, kind, streaming):
+    """Catches a column whose videos are files of a folder, members of a tar file, or decoded by other threads."""
+    import datasets
+
+    (tmp_path / "data").mkdir()
+    source = write_dataset(kind, video, tmp_path / "data")
+    table = datasets.load_dataset(**source, split="train", streaming=streaming, cache_dir=str(tmp_path / "cache"))
+    videos, texts = ("video", "text") if kind == "videofolder" else ("mp4", "txt")
+
+    def encode(rows):
+        return processor(videos=rows[videos], text=list(rows[texts]), return_tensors="np")
+
+    if streaming:
+        assert [read(row[videos]) for row in table.decode(num_threads=2)] == [[WHOLE]] * 2
+        assert [read(row[videos]) for row in table.decode(False)] == [[WHOLE]] * 2
+        mapped = table.map(encode, batched=True, remove_columns=table.column_names)
+        shown = [row["pixel_values_videos"] for row in mapped]
+    else:
+        assert isinstance(table.features[videos], datasets.Video)
+        batch = processor(videos=table[videos], text=table[texts], return_tensors="pt")
+        assert numbers(batch["pixel_values_videos"]) == [WHOLE] * 2 and len(batch["input_ids"]) == 2
+        shown = table.with_transform(encode)[:]["pixel_values_videos"]
+    assert numbers(torch.as_tensor(np.asarray(shown)).to(torch.uint8)) == [WHOLE] * 2
 
 
 @pytest.fixture
