@@ -1,17 +1,22 @@
 """One training run that writes down, per process, the rows and the pixels of each step; started by test_resume.py.
 
 torchrun --nproc-per-node 2 recorded_run.py CORPUS OUTPUT RECORD [CHECKPOINT] [key=value …]
+
+CORPUS is a folder of `make_corpus`, or the hf:// address of clip shards.
 """
 
 import json
 import sys
 from pathlib import Path
 
+from modeling_svitt_ego.data import ClipShardDataset
 from modeling_svitt_ego.training.naming_clips import CLIPS
 from tests.helpers.tiny_pretraining import make_trainer
 
 
 def run(corpus, output, record, checkpoint=None, **arguments):
+    if str(corpus).startswith("hf://"):
+        arguments["dataset"] = ClipShardDataset(corpus)
     trainer = make_trainer(Path(corpus), Path(output), **arguments)
     step, records = trainer.training_step, []
 

@@ -61,10 +61,13 @@ def make_corpus(root):
     return root
 
 
-def make_trainer(root, output, cls=SViTTEgoModel, lively=True, evaluator=None, config=(), **arguments):
-    table = load_egoclip(root / "e.csv", cache_dir=str(root / "c"))
+def make_trainer(root, output, cls=SViTTEgoModel, lively=True, evaluator=None, config=(), dataset=None, **arguments):
+    """Trains on the corpus of `make_corpus` in `root`, or on another `dataset`."""
+    if dataset is None:
+        table = load_egoclip(root / "e.csv", cache_dir=str(root / "c"))
+        dataset = EgoClipDataset(table, VideoStore(root / "videos"))
     torch.manual_seed(0)
-    processor = build_processor(table["clip_text"])
+    processor = build_processor(dataset.table["clip_text"])
     model = cls._from_config(small_config(lively, **dict(config)))
     settings = dict(
         max_steps=6,
@@ -79,7 +82,7 @@ def make_trainer(root, output, cls=SViTTEgoModel, lively=True, evaluator=None, c
     return SViTTEgoTrainer(
         model=model,
         args=SViTTEgoTrainingArguments(output_dir=str(output), **(settings | arguments)),
-        train_dataset=EgoClipDataset(table, VideoStore(root / "videos")),
+        train_dataset=dataset,
         data_collator=ClipCollator(processor),
         processing_class=processor,
         evaluator=evaluator,

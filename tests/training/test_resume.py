@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +9,15 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
+from modeling_svitt_ego.data.clip_shards import ShardSettings, write_clip_shards
 from modeling_svitt_ego.data.clips import EgoClipDataset
 from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.data.layouts import VideoStore
 from modeling_svitt_ego.data.sampling import SceneAwareBatchSampler, SceneIndex
 from tests.helpers import recorded_run
+from tests.helpers.hub_double import HubDouble
 from tests.helpers.tiny_data import frame_numbers
-from tests.helpers.tiny_pretraining import GENEROUS, make_corpus
+from tests.helpers.tiny_pretraining import GENEROUS, free_port, make_corpus
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 STEPS, STOP = 6, 5  # of 16 clips: an epoch has 8 steps on one process and 4 on two, so 5 is in the second epoch there
@@ -41,32 +42,53 @@ def test_one_process_continues_with_the_next_clip(corpus, tmp_path):
     assert len({json.dumps(entry[1:]) for entry in whole}) == len(whole), "every step must be recognisable"
 
 
-@pytest.mark.slow
-def test_two_processes_continue_with_the_next_clip_each(corpus, tmp_path):
-    """Catches an epoch that does not reach the sampler, or batches dealt to the ranks in another order."""
+def launch(corpus, output, record, *more, **environment):
+    """Runs recorded_run.py on two processes of this machine."""
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+        + [str(HELPERS / "recorded_run.py"), str(corpus), str(output), str(record), *more, f"max_steps={STEPS}"]
+        + ['ddp_backend="gloo"'],
+        check=True,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
+        timeout=GENEROUS,
+    )
 
-    def launch(output, record, *more):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-        subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-            + [str(HELPERS / "recorded_run.py"), str(corpus), str(output), str(record), *more, f"max_steps={STEPS}"]
-            + ['ddp_backend="gloo"'],
-            check=True,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            timeout=GENEROUS,
-        )
 
-    launch(tmp_path / "run", tmp_path / "whole", 'save_strategy="steps"', f"save_steps={STOP}")
-    launch(tmp_path / "again", tmp_path / "rest", str(tmp_path / f"run/checkpoint-{STOP}"))
-    whole = [records(tmp_path / "whole", rank) for rank in (0, 1)]
+def check_two_processes(corpus, folder, *more, **environment):
+    """A whole run and one that goes on from its checkpoint: the same steps, and in an epoch each clip once."""
+    more = ('save_strategy="steps"', f"save_steps={STOP}", *more)
+    launch(corpus, folder / "run", folder / "whole", *more, **environment)
+    checkpoint = str(folder / f"run/checkpoint-{STOP}")
+    launch(corpus, folder / "again", folder / "rest", checkpoint, *more, **environment)
+    whole = [records(folder / "whole", rank) for rank in (0, 1)]
     for rank in (0, 1):
-        assert records(tmp_path / "rest", rank) == whole[rank][STOP:]
+        assert records(folder / "rest", rank) == whole[rank][STOP:]
         assert len(whole[rank]) == STEPS
     clips = [row for rank in (0, 1) for _, rows, _ in whole[rank][:4] for row in rows[:2]]
     assert sorted(clips) == list(range(16)), "the first epoch must show each clip once, over both processes"
+
+
+@pytest.mark.slow
+def test_two_processes_continue_with_the_next_clip_each(corpus, tmp_path):
+    """Catches an epoch that does not reach the sampler, or batches dealt to the ranks in another order."""
+    check_two_processes(corpus, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_workers_each_read_shards_of_the_hub(corpus, tmp_path):
+    """Catches shards on the Hub that processes or workers share, and that do not continue where they stopped."""
+    settings = ShardSettings(frames_per_clip=4, clips_per_shard=5)
+    write_clip_shards(
+        corpus / "e.csv", corpus / "videos", tmp_path / "shards", settings, num_workers=1, cache_dir=str(corpus / "c")
+    )
+    files = {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir() if path.is_file()}
+    with HubDouble() as hub:
+        hub.create("datasets/user/clips").commit("main", "shards", files)
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        settings |= {"HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+        check_two_processes("hf://datasets/user/clips", tmp_path, "dataloader_num_workers=2", **settings)
+        assert {Path(path).suffix for path, *_ in hub.ranges} == {".tar"} and len(hub.ranges) >= 2 * 4 * STEPS
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
