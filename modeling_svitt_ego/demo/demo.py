@@ -20,6 +20,7 @@ from transformers.trainer_utils import set_seed
 from ..data.clips import ClipCollator
 from ..data.egoclip import load_egoclip
 from ..evaluation.egomcq import CHANCE, EgoMCQEvaluator
+from ..evaluation.kept_patches import draw_surviving_patches
 from ..evaluation.report import EvaluationReport
 from ..hub.card import write_model_card
 from ..hub.configs import hub_config
@@ -30,7 +31,6 @@ from ..training.arguments import SViTTEgoTrainingArguments
 from ..training.patch_whitening import whiten_patch_projection
 from ..training.trainer import SViTTEgoTrainer
 from ..weights.tokenizer import train_tokenizer
-from .pictures import draw_surviving_patches
 from .rendered_clips import ClipsInMemory, render_clips
 from .synthetic_world import WorldPaths, build_world, plan_videos
 

@@ -23,6 +23,7 @@ from .checkpoints import CheckpointsWrittenAside, name_code_of_sharded
 from .evaluating import EvaluatesWholeSets
 from .failure_report import ReportUnreadableClips, unreadable_clips
 from .gradient_caching import CachedStep, MicroBatches, MicroBatchSampler
+from .kept_patches import LogKeptPatches
 from .leaving import LeaveOnSignal
 from .naming_clips import CLIPS, NOT_FOR_THE_MODEL, NamingCollator, refuse_non_finite
 from .objectives import freeze_unreached_parameters, set_weights
@@ -82,6 +83,7 @@ class SViTTEgoTrainer(
         self.summary = RunSummary()
         self.add_callback(self.summary)
         self.add_callback(ReportUnreadableClips(self.train_dataset))
+        self.add_callback(LogKeptPatches(self))
         self.stages = parse_stages(args.temporal_stages) if args.temporal_stages else []
         self.check_stages()
         self._leave_on_signal = LeaveOnSignal(self)
@@ -279,10 +281,10 @@ class SViTTEgoTrainer(
             if self.has_eval_set or eval_dataset is not None:
                 with self.more_metrics(metrics):
                     return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        metrics |= speed_metrics(metric_key_prefix, started, num_samples=num_items)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+            metrics |= speed_metrics(metric_key_prefix, started, num_samples=num_items)
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
 
     def create_optimizer(self, model=None):
         args = self.args

@@ -15,7 +15,7 @@ from modeling_svitt_ego import SViTTEgoModel
 from modeling_svitt_ego.cli import main
 from modeling_svitt_ego.commands.demo import INSTRUCTION_SET
 from modeling_svitt_ego.demo.demo import DemoSettings, run_demo
-from modeling_svitt_ego.demo.pictures import surviving_patches
+from modeling_svitt_ego.evaluation.kept_patches import surviving_patches
 from modeling_svitt_ego.hub.configs import hub_config
 
 SMALLEST = DemoSettings(train_videos=1, test_videos=6, seconds_per_video=25.0, epochs=1.0, batch_size=8)

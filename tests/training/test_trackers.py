@@ -1,11 +1,15 @@
 """Every part of the loss and of the data's course reaches the trackers that `report_to` names."""
 
+import importlib
+
 import pytest
-from transformers import TrainerCallback
+import torch
+from transformers import IntervalStrategy, TrainerCallback
 
 from modeling_svitt_ego import SViTTEgoForPreTraining, SViTTEgoModel
 from modeling_svitt_ego.data.clips import EgoClipDataset
 from modeling_svitt_ego.evaluation.egomcq import EgoMCQEvaluator
+from modeling_svitt_ego.training import kept_patches
 from tests.helpers.tiny_data import egomcq_item, write_json
 from tests.helpers.tiny_pretraining import make_corpus, make_trainer
 
@@ -55,10 +59,9 @@ def test_partners_from_elsewhere_lower_the_share(corpus, tmp_path):
     assert not any("scene_partners" in entry for entry in trainer.state.log_history)
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
-def test_a_tracker_holds_them(tracker, corpus, tmp_path, monkeypatch):
-    """Catches names or values that a tracker drops."""
-    pytest.importorskip(tracker, reason=f"{tracker} is an option of its users")
+@pytest.fixture
+def quiet_trackers(tmp_path, monkeypatch):
+    """All of them write below `tmp_path`, and none asks the network."""
     for name, value in (
         ("TENSORBOARD_LOGGING_DIR", tmp_path / "tensorboard"),
         ("WANDB_MODE", "offline"),
@@ -66,16 +69,30 @@ def test_a_tracker_holds_them(tracker, corpus, tmp_path, monkeypatch):
         ("TRACKIO_DIR", tmp_path / "trackio"),
     ):
         monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
+def test_a_tracker_holds_them(tracker, corpus, tmp_path, quiet_trackers, monkeypatch):
+    """Catches names, values or pictures that a tracker drops."""
+    pytest.importorskip(tracker, reason=f"{tracker} is an option of its users")
+    pictures = []
+    if tracker != "tensorboard":
+        module = importlib.import_module(tracker)
+        log = module.log
+        monkeypatch.setattr(module, "log", lambda logs, **more: (pictures.append(logs), log(logs, **more)))
     trainer = make_trainer(corpus, tmp_path / "run", SViTTEgoForPreTraining, max_steps=2, report_to=tracker)
     evaluator = EgoMCQEvaluator(corpus / "egomcq.json", corpus / "videos", trainer.processing_class, 4)
     trainer.evaluator, trainer.eval_dataset = evaluator, evaluator.dataset
     seen = Seen()
     trainer.add_callback(seen)
+    trainer.args.eval_strategy, trainer.args.eval_steps = IntervalStrategy.STEPS, 1
     trainer.train()
-    trainer.evaluate()
     logged = {name for logs in seen.logs for name in logs}
     assert PARTS | COURSE | {"eval_intra"} <= logged
     if tracker != "tensorboard":
+        sent = [logs["train/global_step"] for logs in pictures if "eval/kept_patches" in logs]
+        kept = [path for path in tmp_path.rglob("*.png") if tmp_path / "run" not in path.parents]
+        assert sent == [1, 2] and len(kept) == 2
         return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -85,6 +102,49 @@ def test_a_tracker_holds_them(tracker, corpus, tmp_path, monkeypatch):
     assert {f"train/{name}" for name in PARTS | COURSE} | {"eval/intra"} <= tags
     first = next(logs for logs in seen.logs if "mlm" in logs)
     assert events.Scalars("train/mlm")[0].value == pytest.approx(first["mlm"])
+    shown = events.Images("eval/kept_patches")
+    assert [image.step for image in shown] == [1, 2] and (shown[0].width, shown[0].height) == PICTURE
+
+
+PICTURE = (788, 648)  # 4 frames of 192 pixels; the input and after each of two pruning layers
+
+
+class Raw(Seen):
+    """Also keeps a weight after each update."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.logs.append(model.video_projection.weight.detach().clone())
+
+
+def evaluate_every(trainer, steps):
+    trainer.eval_dataset = EgoClipDataset(trainer.train_dataset.table, trainer.train_dataset.store)
+    trainer.args.eval_strategy, trainer.args.eval_steps = IntervalStrategy.STEPS, steps
+
+
+def test_the_picture_shows_the_same_frames_and_the_model_that_is_evaluated(corpus, tmp_path, monkeypatch):
+    """Catches frames that another epoch drew, and raw weights where their average is evaluated."""
+    drawn, raw = [], Raw()
+
+    def draw(core, processor, frames, title):
+        drawn.append((frames.copy(), title, core.video_projection.weight.detach().clone()))
+
+    monkeypatch.setattr(kept_patches, "draw_surviving_patches", draw)
+    monkeypatch.setitem(kept_patches._SEND, Seen, lambda *sent: None)
+    trainer = make_trainer(corpus, tmp_path / "run", max_steps=9, ema_decay=0.5)  # an epoch has 8 steps
+    evaluate_every(trainer, 3)
+    trainer.add_callback(raw)
+    trainer.train()
+    assert len(drawn) == 3 and drawn[0][1] == trainer.train_dataset.table[0]["clip_text"]
+    assert (drawn[0][0] == drawn[2][0]).all()
+    weights = [entry for entry in raw.logs if isinstance(entry, torch.Tensor)]
+    assert not torch.equal(drawn[1][2], weights[5]) and not torch.equal(drawn[1][2], weights[4])
+
+    dense = {"vision_config": trainer.core.config.vision_config.to_dict() | {"keep_rate": 1.0}}
+    trainer = make_trainer(corpus, tmp_path / "dense", config=dense, max_steps=1)
+    evaluate_every(trainer, 1)
+    trainer.add_callback(Raw())
+    trainer.train()
+    assert len(drawn) == 3
 
 
 def test_evaluation_without_an_evaluator_is_logged(corpus, tmp_path):
