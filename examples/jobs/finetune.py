@@ -1,16 +1,16 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#     "modeling-svitt-ego @ https://huggingface.co/datasets/USER/wheels/resolve/main/modeling_svitt_ego-0.1.0-py3-none-any.whl",
-# ]
+# dependencies = ["torch>=2.11", "transformers>=5.18,!=5.24.*"]  # and this package, see below
 # ///
 """Fine-tune a model of the Hub on clips of the Hub, on a machine of the Hub, and push the result.
 
 The task is the verb of a clip: the first verb group of its annotation. For clips with other labels, change step 1.
-See examples/jobs/pretrain.py for the shards and for the wheel in the first lines.
+See examples/jobs/pretrain.py for the shards and for the wheel.
 
-    hf jobs uv run --flavor t4-small --secrets HF_TOKEN examples/jobs/finetune.py --model USER/svitt-ego \
-        --shards hf://datasets/USER/clips --push_to USER/svitt-ego-verbs --output_dir runs/verbs --max_steps 1000
+    hf jobs uv run --flavor t4-small --secrets HF_TOKEN \
+        --volume ./dist:/wheels --with /wheels/modeling_svitt_ego-0.1.0-py3-none-any.whl examples/jobs/finetune.py \
+        --model USER/svitt-ego --shards hf://datasets/USER/clips --push_to USER/svitt-ego-verbs \
+        --output_dir runs/verbs --max_steps 1000
 """
 
 from dataclasses import dataclass, field

@@ -1,19 +1,19 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#     "modeling-svitt-ego @ https://huggingface.co/datasets/USER/wheels/resolve/main/modeling_svitt_ego-0.1.0-py3-none-any.whl",
-# ]
+# dependencies = ["transformers>=5.18,!=5.24.*"]  # and this package, see below
 # ///
 """Pretrain on clips that are on the Hub, on a machine of the Hub, and push the model.
 
 The clips are tar shards (`svitt-ego prepare VIDEOS OUT --clip-shards egoclip.csv`, then
-`hf upload USER/clips OUT --repo-type dataset`). The package is not on PyPI, so put a wheel of it on the Hub and write
-your name in the first lines of this file: `pip wheel --no-deps . && hf upload USER/wheels *.whl --repo-type dataset`.
+`hf upload USER/clips OUT --repo-type dataset`). The package is not on PyPI: make a wheel of it and mount its folder.
 
-    hf jobs uv run --flavor a10g-large --timeout 12h --secrets HF_TOKEN examples/jobs/pretrain.py \
+    pip wheel --no-deps . --wheel-dir dist
+    hf jobs uv run --flavor a10g-large --timeout 12h --secrets HF_TOKEN \
+        --volume ./dist:/wheels --with /wheels/modeling_svitt_ego-0.1.0-py3-none-any.whl examples/jobs/pretrain.py \
         --shards hf://datasets/USER/clips --push_to USER/svitt-ego --output_dir runs/egoclip --bf16
 
-Without `hf jobs` it runs as `uv run examples/jobs/pretrain.py …`, or in an environment that has the package. Every
+`--with` also takes the address of a wheel. Without `hf jobs` it runs as `uv run --with . examples/jobs/pretrain.py …`
+from a checkout, or as `python examples/jobs/pretrain.py …` in an environment that has the package. Every
 argument of `transformers.TrainingArguments` works.
 """
 
