@@ -38,8 +38,9 @@ METHODS = {"full": "3e-4", "lora": "3e-3", "probe": "5e-3"}  # and their learnin
 FUSION_RATES = dict.fromkeys(METHODS, "3e-4")  # of the fusion tower: above, its head learns the few clips by heart
 OBJECTIVES = ("info_nce", "mi_mm", "sms")
 SCORINGS = ("dual", "rerank")
+LORA_MODULES = "q_proj,k_proj,v_proj,o_proj,fc1,fc2"
 TEMPLATES = ("{}", "#C C {}")  # bare, and as the narrations that the model was pretrained on
-TOP_K, RERANK_WEIGHT, RANK, EPOCHS, BATCH_SIZE = 10, 0.1, 6, 6, 32
+TOP_K, RERANK_WEIGHT, RANK, EPOCHS, BATCH_SIZE = 10, 0.1, 2, 6, 32
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -150,6 +151,7 @@ def fine_tuned(start: Path, world: Path, arguments, method: str, objective: str,
             "objective": objective,
             "learning_rate": METHODS[method],
             "rank": RANK,
+            "lora_modules": LORA_MODULES,
             "template": TEMPLATES[1],
             "fusion_learning_rate": FUSION_RATES[method],
             "rerank_top_k": TOP_K,

@@ -56,6 +56,9 @@ class Options:
     world: str | None = field(default=None, metadata={"help": "instead of both: the world of `svitt-ego demo`"})
     method: str = field(default="full", metadata={"help": "full, lora or probe"})
     rank: int = field(default=8, metadata={"help": "rank of LoRA's updates"})
+    lora_modules: str = field(
+        default="q_proj,v_proj", metadata={"help": "updated in every layer; also k_proj, o_proj, fc1, fc2"}
+    )
     objective: str = field(default="sms", metadata={"help": "sms, mi_mm, soft_info_nce or info_nce"})
     margin: str | None = field(default=None, metadata={"help": "of sms and mi_mm: a number, or cosine:0.4:0.8:5"})
     temperature: str | None = field(default=None, metadata={"help": "a number or a schedule; trained otherwise"})
@@ -125,7 +128,8 @@ def main(argv: list[str] | None = None) -> dict:
     if options.method == "lora":
         towers = ("vision", "text", *(["fusion"] if rerank else []))
         heads = ["vtm_head"] if rerank else []
-        wrapped = add_lora(model, *towers, rank=options.rank, adapted=PROJECTIONS, trained=heads)
+        modules = options.lora_modules.split(",")
+        wrapped = add_lora(model, *towers, rank=options.rank, modules=modules, adapted=PROJECTIONS, trained=heads)
     elif options.method == "probe":
         model.requires_grad_(False)
         for head in (*PROJECTIONS, *(["vtm_head"] if rerank else [])):

@@ -52,12 +52,19 @@ def lora_target_modules(*towers: str, modules: tuple[str, ...] | list[str] = LOR
     return rf"(.*\.)?({names})\..*\.({'|'.join(modules)})"
 
 
-def add_lora(model, *towers: str, rank: int = 8, adapted: Sequence[str] = (), trained: Sequence[str] = ()):
+def add_lora(
+    model,
+    *towers: str,
+    rank: int = 8,
+    modules: Sequence[str] = LORA_DEFAULT_MODULES,
+    adapted: Sequence[str] = (),
+    trained: Sequence[str] = (),
+):
     """
-    The model with low-rank updates of the query and value projections of some towers (PEFT), everything else frozen.
+    The model with low-rank updates of some towers (PEFT), everything else frozen.
 
     Args:
-        towers (`str`): as in [`lora_target_modules`].
+        towers (`str`), modules (list of `str`): as in [`lora_target_modules`].
         rank (`int`): of the updates; they are scaled by 2.
         adapted (list of `str`): further modules with updates, such as `video_projection`.
         trained (list of `str`): heads that are trained whole, such as a new `classifier`.
@@ -68,7 +75,7 @@ def add_lora(model, *towers: str, rank: int = 8, adapted: Sequence[str] = (), tr
         task_type="FEATURE_EXTRACTION",
         r=rank,
         lora_alpha=2 * rank,
-        target_modules="|".join([lora_target_modules(*towers), *adapted]),
+        target_modules="|".join([lora_target_modules(*towers, modules=tuple(modules)), *adapted]),
         modules_to_save=list(trained) or None,
     )
     return get_peft_model(model, config)

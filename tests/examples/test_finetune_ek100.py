@@ -57,7 +57,7 @@ def run(start, name, *arguments):
             "--per_device_train_batch_size",
             "2",
         ],
-        ["--objective", "info_nce", "--method", "lora"],
+        ["--objective", "info_nce", "--method", "lora", "--lora_modules", "q_proj,v_proj,fc1", "--rank", "2"],
         ["--objective", "sms", "--rerank_top_k", "3", "--temperature", "0.07", "--cache_clips", "CLIPS"],
         ["--objective", "soft_info_nce", "--method", "probe"],
     ],
