@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.clips import EgoClipDataset
-from ..data.frame_order import check_frame_order, ordered_frames
-from ..files.processes import leave_signals_to_the_parent, workers_ignore_interrupts
+from ..data.frame_order import check_frame_order
+from ..files.processes import workers_ignore_interrupts
 from ..files.sharding import Shard
-from ..model.clip_reading import ClipReadError
 from ..model.processing_svitt_ego import SViTTEgoProcessor
 from ..weights.fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
+from .clip_rows import ClipRows, CollateViews, one_thread, start_worker  # noqa: F401 (earlier code imports from here)
 from .vector_cache import VectorCache
 from .views import Views
 
@@ -151,9 +151,31 @@ class Encoder:
             raise ValueError(
                 f"Evaluation needs clips with on_error='raise', not {clips.on_error!r}: it would be another clip."
             )
-        keys = self._clip_keys(clips)
+        work = self._work(model, clips, texts, pairs, head)
+        missing = self._missing(work)
+        failures: list[dict] = []
+
+        def compute(rows: np.ndarray) -> None:
+            self._embed(model, work, rows, failures, desc)
+
+        try:
+            with evaluating(model):
+                failures = self._divide(missing, compute, [work.embeds, work.matches], failures)
+        finally:
+            # Also after an error or Ctrl-C: the next run continues from here.
+            work.write()
+        if self.settings.shard is not None:
+            num_clips = sum(self.settings.shard.owns(key) for key in work.keys)
+            raise ShardFinished(
+                f"shard {self.settings.shard}: {num_clips} of {len(work.keys)} clips, {len(failures)} failed"
+            )
+        return work.results(failures)
+
+    def _work(
+        self, model: nn.Module, clips: EgoClipDataset, texts: Sequence[str], pairs: np.ndarray | None, head: bool
+    ) -> "_Work":
+        """The clips with the caches that their results come from and go to."""
         order, views = self.settings.frame_order, self.settings.views
-        batch_size, num_workers = self.settings.batch_size, self.settings.num_workers
         made_by = self._made_by(
             model,
             kind="clip logits" if head else "clip embedding",
@@ -161,86 +183,84 @@ class Encoder:
             frames=f"{clips.num_frames} {clips.sampling}{'' if order == 'natural' else f', {order}'}"
             + ("" if len(views) == 1 else f", {views}"),
         )
-        embeds = VectorCache(self.settings.cache, made_by)
         pairs = np.empty((0, 2), dtype=np.int64) if pairs is None else np.asarray(pairs)
-        matches = VectorCache(
-            self.settings.cache if len(pairs) else None,
-            made_by | {"kind": "matching logit", "text": text_fingerprint(self.processor) if len(pairs) else ""},
+        matches_made_by = made_by | {
+            "kind": "matching logit",
+            "text": text_fingerprint(self.processor) if len(pairs) else "",
+        }
+        keys = self._clip_keys(clips)
+        return _Work(
+            clips=clips,
+            texts=texts,
+            pairs=pairs,
+            head=head,
+            keys=keys,
+            pair_keys=[f"{keys[clip]}\n{texts[text]}" for clip, text in pairs],
+            embeds=VectorCache(self.settings.cache, made_by),
+            matches=VectorCache(self.settings.cache if len(pairs) else None, matches_made_by),
         )
-        pair_keys = [f"{keys[clip]}\n{texts[text]}" for clip, text in pairs]
-        pairs_of: dict[int, list[int]] = {}
-        for number, (clip, _) in enumerate(pairs):
-            if pair_keys[number] not in matches:
-                pairs_of.setdefault(int(clip), []).append(number)
-        missing = [row for row in range(len(clips)) if keys[row] not in embeds or row in pairs_of]
+
+    def _missing(self, work: "_Work") -> list[int]:
+        """The rows to embed now: those that are not in the cache, of this shard."""
+        for number, (clip, _) in enumerate(work.pairs):
+            if work.pair_keys[number] not in work.matches:
+                work.pairs_of.setdefault(int(clip), []).append(number)
+        keys = work.keys
+        missing = [row for row in range(len(keys)) if keys[row] not in work.embeds or row in work.pairs_of]
         if self.settings.shard is not None:
             missing = [row for row in missing if self.settings.shard.owns(keys[row])]
         if self.settings.merge and not self._is_merged:
-            self._check_complete(clips, missing)
-        failures: list[dict] = []
+            self._check_complete(work.clips, missing)
+        return missing
 
-        def compute(rows: np.ndarray) -> None:
-            loader = DataLoader(
-                _Rows(clips, rows, self.settings.on_error),
-                batch_size=batch_size,
-                num_workers=num_workers,
-                collate_fn=_Collate(self.processor, order, views),
-                worker_init_fn=start_worker if num_workers else None,
-            )
-            parameter = next(model.parameters())
-            with workers_ignore_interrupts():
-                batches = iter(loader)
-            hidden = self._hidden or not len(rows)
-            written = time.monotonic()
-            for read, pixels, failed in tqdm(batches, desc=desc, unit="batch", total=len(loader), disable=hidden):
-                failures.extend(failed)
-                if not read:
-                    continue
-                wanted = [(i, p) for i, row in enumerate(read) for p in pairs_of.get(row, ())]
-                vectors: list[torch.Tensor] = []
-                odds: list[np.ndarray] = []
-                for view in pixels:
-                    view = view.to(parameter.device, parameter.dtype)
-                    if head:
-                        vectors.append(model(view, return_dict=True).logits.float().cpu())
-                        continue
-                    outputs = model.get_video_features(view, return_dict=True)
-                    vectors.append(F.normalize(outputs.pooler_output.float(), dim=-1).cpu())
-                    if wanted:
-                        states, wanted_texts = outputs.last_hidden_state, [texts[pairs[p, 1]] for _, p in wanted]
-                        odds.append(self._match_all(model, wanted_texts, states, [i for i, _ in wanted]))
-                mean = torch.stack(vectors).mean(0)
-                embeds.add([keys[row] for row in read], mean.numpy() if head else _unit(mean))
-                if wanted:
-                    matches.add([pair_keys[p] for _, p in wanted], np.mean(odds, axis=0)[:, None])
-                if time.monotonic() - written > WRITE_EVERY:
-                    embeds.write()
-                    matches.write()
-                    written = time.monotonic()
+    def _embed(self, model: nn.Module, work: "_Work", rows: np.ndarray, failures: list[dict], desc: str) -> None:
+        """Reads and embeds some rows; writes the caches every `WRITE_EVERY` seconds."""
+        num_workers = self.settings.num_workers
+        loader = DataLoader(
+            ClipRows(work.clips, rows, self.settings.on_error),
+            batch_size=self.settings.batch_size,
+            num_workers=num_workers,
+            collate_fn=CollateViews(self.processor, self.settings.frame_order, self.settings.views),
+            worker_init_fn=start_worker if num_workers else None,
+        )
+        with workers_ignore_interrupts():
+            batches = iter(loader)
+        hidden = self._hidden or not len(rows)
+        written = time.monotonic()
+        for read, pixels, failed in tqdm(batches, desc=desc, unit="batch", total=len(loader), disable=hidden):
+            failures.extend(failed)
+            if not read:
+                continue
+            self._embed_batch(model, work, read, pixels)
+            if time.monotonic() - written > WRITE_EVERY:
+                work.write()
+                written = time.monotonic()
 
-        try:
-            with evaluating(model):
-                failures = self._divide(missing, compute, [embeds, matches], failures)
-        finally:
-            # Also after an error or Ctrl-C: the next run goes on from here.
-            matches.write()
-            embeds.write()
-        if self.settings.shard is not None:
-            num_clips = sum(self.settings.shard.owns(key) for key in keys)
-            raise ShardFinished(
-                f"shard {self.settings.shard}: {num_clips} of {len(keys)} clips, {len(failures)} failed"
-            )
-        bad = {failure["row"] for failure in failures}
-        rows = _stack(embeds, [None if row in bad else key for row, key in enumerate(keys)])
-        if not len(pairs):
-            return EncodedClips(rows, None, failures)
-        logits = _stack(matches, [None if clip in bad else key for (clip, _), key in zip(pairs, pair_keys)])[:, 0]
-        return EncodedClips(rows, logits, failures)
+    def _embed_batch(self, model: nn.Module, work: "_Work", read: list[int], pixels: torch.Tensor) -> None:
+        """Adds the results of one batch, averaged over its views, to the caches."""
+        parameter = next(model.parameters())
+        wanted = [(i, p) for i, row in enumerate(read) for p in work.pairs_of.get(row, ())]
+        vectors: list[torch.Tensor] = []
+        odds: list[np.ndarray] = []
+        for view in pixels:
+            view = view.to(parameter.device, parameter.dtype)
+            if work.head:
+                vectors.append(model(view, return_dict=True).logits.float().cpu())
+                continue
+            outputs = model.get_video_features(view, return_dict=True)
+            vectors.append(F.normalize(outputs.pooler_output.float(), dim=-1).cpu())
+            if wanted:
+                states, wanted_texts = outputs.last_hidden_state, [work.texts[work.pairs[p, 1]] for _, p in wanted]
+                odds.append(self._match_all(model, wanted_texts, states, [i for i, _ in wanted]))
+        mean = torch.stack(vectors).mean(0)
+        work.embeds.add([work.keys[row] for row in read], mean.numpy() if work.head else _unit(mean))
+        if wanted:
+            work.matches.add([work.pair_keys[p] for _, p in wanted], np.mean(odds, axis=0)[:, None])
 
     def _check_complete(self, clips: EgoClipDataset, missing: list[int]) -> None:
         """Refuse clips that no shard has embedded. With `on_error="wrong"` those that cannot be read are no holes."""
         self._is_merged = True
-        rows = _Rows(clips, missing, self.settings.on_error)
+        rows = ClipRows(clips, missing, self.settings.on_error)
         holes = missing if self.settings.on_error == "raise" else [row for row, video, _ in rows if video is not None]
         if holes:
             raise ValueError(
@@ -338,74 +358,44 @@ class Encoder:
         return keys
 
 
-class _Rows(Dataset):
-    """Some rows of the clips; an unreadable one gives its failure instead of frames."""
-
-    def __init__(self, clips: EgoClipDataset, rows: Sequence[int], on_error: str):
-        self.clips, self.rows, self.on_error = clips, [int(row) for row in rows], on_error
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, dict | None]:
-        row = self.rows[index]
-        try:
-            return row, self.clips[row]["video"], None
-        except (ClipReadError, OSError) as error:
-            if self.on_error == "raise":
-                raise
-            place = self.clips.table[row]
-            uid, start, end = (place[name] for name in ("video_uid", "clip_start", "clip_end"))
-            failure = {"row": row, "video_uid": uid, "start": start, "end": end}
-            return row, None, failure | {"path": str(self.clips.store.path(uid, start)), "reason": str(error)}
-
-
-class _Collate:
-    """Rows → (rows read, pixels `(views, rows read, num_frames, channels, height, width)` or None, failures)."""
-
-    def __init__(self, processor: Callable, frame_order: str, views: Views):
-        self.processor = processor
-        self.frame_order = frame_order
-        self.views = views
-
-    def __call__(self, examples: list[tuple]) -> tuple[list[int], torch.Tensor | None, list[dict]]:
-        read = [(row, video) for row, video, failure in examples if failure is None]
-        failures = [failure for _, _, failure in examples if failure is not None]
-        if not read:
-            return [], None, failures
-        seen = [
-            [view[ordered_frames(len(view), self.frame_order, seed=row)] for view in self.views.of_frames(video)]
-            for row, video in read
-        ]
-        videos = [views[number] for number in range(len(seen[0])) for views in seen]  # view after view
-        pixels = self.processor(
-            videos=videos,
-            return_tensors="pt",
-            do_sample_frames=False,
-            do_random_resized_crop=False,
-            do_random_flip=False,
-        )["pixel_values_videos"]
-        pixels = self.views.of_pixels(pixels.unflatten(0, (-1, len(read))))
-        return [row for row, _ in read], pixels, failures
-
-
-def one_thread(worker: int) -> None:
-    """Computes in one thread in a worker process, because there is a worker per core."""
-    torch.set_num_threads(1)
-
-
-def start_worker(worker: int, first: Callable[[int], None] | None = None) -> None:
+@dataclass
+class _Work:
     """
-    Prepares a worker process: it computes in one thread and leaves signals to the main process.
+    A set of clips to embed, and the caches of the results.
 
     Args:
-        worker (`int`): Its number.
-        first (function of the number, *optional*): Called before, such as the `worker_init_fn` of a library.
+        clips ([`EgoClipDataset`]): The clips.
+        texts, pairs (`np.ndarray` of shape `(num_pairs, 2)`): Rows of `clips` and of `texts` to match.
+        head (`bool`): Whether the results are the logits of the classifier.
+        keys (`list[str]`): Key of each clip in `embeds`.
+        pair_keys (`list[str]`): Key of each pair in `matches`.
+        embeds, matches ([`VectorCache`]): Results.
+        pairs_of (`dict[int, list[int]]`): For each row, its pairs that are not in `matches` yet.
     """
-    if first is not None:
-        first(worker)
-    one_thread(worker)
-    leave_signals_to_the_parent()
+
+    clips: EgoClipDataset
+    texts: Sequence[str]
+    pairs: np.ndarray
+    head: bool
+    keys: list[str]
+    pair_keys: list[str]
+    embeds: VectorCache
+    matches: VectorCache
+    pairs_of: dict[int, list[int]] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """Writes the new results to the disk."""
+        self.matches.write()
+        self.embeds.write()
+
+    def results(self, failures: list[dict]) -> EncodedClips:
+        """The results of all clips in order; nan for a clip that failed."""
+        bad = {failure["row"] for failure in failures}
+        rows = _stack(self.embeds, [None if row in bad else key for row, key in enumerate(self.keys)])
+        if not len(self.pairs):
+            return EncodedClips(rows, None, failures)
+        keys = [None if clip in bad else key for (clip, _), key in zip(self.pairs, self.pair_keys)]
+        return EncodedClips(rows, _stack(self.matches, keys)[:, 0], failures)
 
 
 def _unit(features: torch.Tensor) -> np.ndarray:

@@ -80,7 +80,7 @@ def test_each_scoring_mode_equals_the_model_asked_pair_by_pair(world):
 def test_cache_gives_the_same_scores_without_decoding_again(world, tmp_path, monkeypatch, scoring):
     model = load_checkpoint(world.model, scoring)
     first, _ = make_evaluator(world, scoring=scoring, cache=tmp_path).scores(model)
-    monkeypatch.setattr(encoding._Rows, "__getitem__", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(encoding.ClipRows, "__getitem__", lambda *_: pytest.fail("decoded again"))
     again, _ = make_evaluator(world, scoring=scoring, cache=tmp_path).scores(model)
     np.testing.assert_array_equal(first, again)
 
@@ -107,7 +107,7 @@ def test_stopped_run_goes_on_where_it_was(world, tmp_path, monkeypatch):
     """Catches a cache that is written only at the end."""
     model = load_checkpoint(world.model, "dual")
     expected, _ = make_evaluator(world).scores(model)
-    read = encoding._Rows.__getitem__
+    read = encoding.ClipRows.__getitem__
     seen = []
 
     def stop_after_nine(self, index):
@@ -116,11 +116,11 @@ def test_stopped_run_goes_on_where_it_was(world, tmp_path, monkeypatch):
         seen.append(self.rows[index])
         return read(self, index)
 
-    monkeypatch.setattr(encoding._Rows, "__getitem__", stop_after_nine)
+    monkeypatch.setattr(encoding.ClipRows, "__getitem__", stop_after_nine)
     with pytest.raises(KeyboardInterrupt):
         make_evaluator(world, cache=tmp_path).scores(model)
     rest = []
-    monkeypatch.setattr(encoding._Rows, "__getitem__", lambda s, i: rest.append(s.rows[i]) or read(s, i))
+    monkeypatch.setattr(encoding.ClipRows, "__getitem__", lambda s, i: rest.append(s.rows[i]) or read(s, i))
     scores, _ = make_evaluator(world, cache=tmp_path).scores(model)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert not set(rest) & set(seen[:8])  # two whole batches of four were kept
@@ -159,8 +159,8 @@ def test_shards_cover_every_clip_once_under_uneven_division(world, monkeypatch, 
     """Threads as processes; catches padded, repeated and dropped clips, and ranks that see only theirs."""
     model = load_checkpoint(world.model, "ensemble")
     expected, _ = make_evaluator(world, scoring="ensemble").scores(model)
-    decoded, read = [], encoding._Rows.__getitem__
-    monkeypatch.setattr(encoding._Rows, "__getitem__", lambda s, i: decoded.append(s.rows[i]) or read(s, i))
+    decoded, read = [], encoding.ClipRows.__getitem__
+    monkeypatch.setattr(encoding.ClipRows, "__getitem__", lambda s, i: decoded.append(s.rows[i]) or read(s, i))
     barrier, parts, here = threading.Barrier(num_processes, timeout=60), [None] * num_processes, threading.local()
 
     def gather(mine):

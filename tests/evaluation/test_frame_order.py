@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from modeling_svitt_ego.data.frame_order import FRAME_ORDERS, ordered_frames
-from modeling_svitt_ego.evaluation.encoding import EncoderSettings, _Collate
+from modeling_svitt_ego.evaluation.clip_rows import CollateViews
+from modeling_svitt_ego.evaluation.encoding import EncoderSettings
 from modeling_svitt_ego.evaluation.evaluator import Evaluator, run_evaluators
 from modeling_svitt_ego.evaluation.report import EvaluationReport
 from modeling_svitt_ego.evaluation.views import Views
@@ -34,7 +35,7 @@ def test_frames_reach_the_processor_in_the_order(frame_order):
         return {"pixel_values_videos": torch.zeros(len(videos), 4, 3, 2, 2)}
 
     video = np.arange(4)
-    _Collate(processor, frame_order, Views())([(7, video, None)])
+    CollateViews(processor, frame_order, Views())([(7, video, None)])
     assert seen[0].tolist() == video[ordered_frames(4, frame_order, seed=7)].tolist()
 
 
