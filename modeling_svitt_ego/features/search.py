@@ -127,7 +127,8 @@ class VideoIndex:
                 try:
                     cells, features = _embedded(model, processor, source, settings, batch_size, path, bar)
                 except ClipReadError as error:
-                    failures[source.shown] = str(error)  # printed by the command, so not logged as well
+                    # The command prints it after the path, so it is not logged as well.
+                    failures[source.shown] = str(error).removeprefix(f"{source.shown}: ")
                     logger.info("Not searched: %s", error)
                     continue
                 indexed.append(IndexedVideo(source, cells, _normalised(features)))

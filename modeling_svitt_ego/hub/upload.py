@@ -72,6 +72,12 @@ def find_parts(folder: str | os.PathLike) -> FolderParts:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is not a folder.")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is a PEFT adapter without the weights of its base model. Merge it (model = PeftModel"
+            ".from_pretrained(base_model, folder).merge_and_unload()), save model and processor with save_pretrained "
+            "into a new folder and push that one; or upload the adapter alone with PeftModel.push_to_hub."
+        )
     missing: list[str] = []
     files = _weights(folder, missing) | _processor(folder, missing)
     if _has(folder, "config.json"):

@@ -48,6 +48,7 @@ def read_decord(source: VideoSource, times: Callable[[VideoInfo], np.ndarray]) -
         from decord._ffi.base import DECORDError, DECORDLimitReachedError
     except (ImportError, OSError) as error:
         raise Unreadable(f"decord cannot be imported ({one_line(error)}).") from error
+    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg would print dozens of lines about a damaged file
     table = frame_table(source)
     refusal = decord_refusal(source, table)
     if refusal:

@@ -147,5 +147,7 @@ def _read_file_object(file) -> VideoSource:
 
 def one_line(error: BaseException) -> str:
     """The message of an error without line breaks, at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    # FFmpeg's error numbers and names of functions tell a user nothing.
+    of_ffmpeg = hasattr(error, "log") and getattr(error, "strerror", None)
+    text = " ".join(str(of_ffmpeg or error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

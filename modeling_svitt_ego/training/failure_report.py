@@ -1,4 +1,4 @@
-"""Clips that could not be read, in the training log: a count at each step, the files at the end."""
+"""Clips that could not be read, in the training log: their number at each step, and the files at the end."""
 
 import logging
 
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def unreadable_clips(dataset) -> dict[str, int]:
-    """`{"unreadable_clips": count}` of this process's data set so far; empty while there is none."""
+    """`{"unreadable_clips": count}` of the data set of this process; empty while all clips could be read."""
     failures = getattr(dataset, "failures", None)
     if isinstance(failures, FailureLog) and failures.num_failures:
         return {"unreadable_clips": failures.num_failures}
@@ -18,10 +18,10 @@ def unreadable_clips(dataset) -> dict[str, int]:
 
 
 class ReportUnreadableClips(TrainerCallback):
-    """Logs the files at fault, with path and reason, when training ends.
+    """Logs the files that could not be read, with path and reason, when training ends.
 
-    A run that ends because too many clips failed lists them in its `TooManyClipFailures`. Every process counts the
-    clips that it has read itself.
+    If a run ends because too many clips failed, its `TooManyClipFailures` lists them. Every process counts the clips
+    that it has read itself.
     """
 
     def __init__(self, dataset) -> None:

@@ -253,6 +253,18 @@ def test_a_replacement_from_another_scene_is_counted(broken):
     assert "video-b/0.mp4: " in files[0]
 
 
+def test_many_failures_are_a_few_lines_and_all_in_the_file(tmp_path, caplog):
+    """Catches a line in the log for each of thousands of unreadable clips."""
+    failures = FailureLog(1.0, tmp_path / "failures.jsonl")
+    for number in range(50):
+        failures.count_read()
+        failures.record(number, f"v{number}", 0.0, 1.0, f"v{number}.mp4", "it is cut")
+    assert [record.getMessage()[:6] for record in caplog.records] == ["Clip 0", "Clip 1", "Clip 2", "Furthe"]
+    assert str(failures.path) in caplog.text and len(failures.entries()) == 50
+    lines = failures.report().splitlines()
+    assert lines[0].startswith("50 of 50 clips") and len(lines) == 7 and lines[-1] == "  and 45 more files"
+
+
 def test_nothing_but_bad_clips_ends_with_an_error(corpus, tmp_path):
     table, _ = corpus
     for uid in ("video-a", "video-b"):

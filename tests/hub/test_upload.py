@@ -309,6 +309,14 @@ def test_a_folder_that_lacks_parts_is_refused_with_a_list_before_anything_is_sen
     assert not hub.requests
 
 
+def test_a_lora_adapter_is_refused_with_what_to_do(hub, tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    assert main(["push", str(tmp_path), "USER/MODEL"]) == 2
+    error = capsys.readouterr().err
+    assert "is a PEFT adapter" in error and "merge_and_unload" in error and "PeftModel.push_to_hub" in error
+
+
 @pytest.mark.parametrize("reference", ["/tmp/x/secret.Y", "../secret.Y", "a/../../secret.Y", "..secret.Y"])
 def test_a_configuration_cannot_name_code_outside_the_folder(folder, hub, tmp_path, reference):
     """Catches a stranger's config.json that makes a file of this machine public."""
