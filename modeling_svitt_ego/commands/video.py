@@ -140,6 +140,7 @@ def run_search(arguments: argparse.Namespace) -> int:
     """Exit code 0, or 1 if a video could not be read."""
     from pathlib import Path
 
+    from ..features.index_cache import make_index_cache
     from ..features.search import DEFAULT_CACHE, VideoIndex
     from ..features.search_page import check_page_path, write_page
     from ..features.source_videos import check_source
@@ -153,6 +154,8 @@ def run_search(arguments: argparse.Namespace) -> int:
         check_source(path)
     check_page_path(arguments.html)
     cache = None if arguments.no_cache else arguments.cache or DEFAULT_CACHE
+    if cache is not None:
+        make_index_cache(cache)
     model, processor = _load_engine(arguments)
     index = VideoIndex.build(
         model, processor, arguments.videos, _window_settings(arguments, "projected"), cache, arguments.batch_size

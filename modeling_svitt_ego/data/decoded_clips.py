@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files.writing import aside
+from ..files.writing import aside, make_cache_folder
 from ..model.clip_reading import clip_times
 from ..model.clip_times import frame_indices
 from .clips import EgoClipDataset
@@ -40,7 +40,7 @@ class DecodedClips(EgoClipDataset):
             raise ValueError(
                 f"frames_per_clip ({self.frames_per_clip}) must be a multiple of num_frames ({self.num_frames})."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(self.folder, "Name another folder for the decoded clips.")
 
     def _read(self, annotation: dict[str, Any], seed: int) -> dict[str, Any]:
         file = self._file(annotation)

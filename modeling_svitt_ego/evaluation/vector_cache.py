@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files.writing import aside, write_json
+from ..files.writing import aside, make_cache_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class VectorCache:
             return
         text = json.dumps(made_by, sort_keys=True)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(self.folder, "Name another folder, or none to keep no vectors.")
         # For people who look into the folder; the name alone decides.
         write_json(self.folder / "made_by.json", dict(sorted(made_by.items())))
         for path in sorted(self.folder.glob("*.npz")):

@@ -3,16 +3,26 @@
 import hashlib
 import json
 import logging
+import os
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from ..files.resumable_folder import aside
+from ..files.writing import aside, make_cache_folder
 from .windows import SourceVideo
 
 logger = logging.getLogger(__name__)
+
+
+def make_index_cache(folder: str | os.PathLike) -> Path:
+    """The folder of index files, created; an OSError with the remedy where that is not possible."""
+    return make_cache_folder(
+        folder,
+        "Name another folder (--cache, cache_dir), set HF_HOME to one that can be written, or keep no features "
+        "(--no-cache, cache_dir=None).",
+    )
 
 
 def cache_path(folder: Path, maker: list, source: SourceVideo) -> Path:
@@ -38,6 +48,5 @@ def read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def write_cache(path: Path, cells: np.ndarray, features: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with aside(path) as part, open(part, "wb") as file:
         np.savez(file, cells=cells, features=features)

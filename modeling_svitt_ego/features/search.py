@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..files.resumable_folder import aside
 from ..model.clip_reading import ClipReadError
 from ..weights.fingerprint import model_fingerprint, video_fingerprint
-from .index_cache import cache_path, read_cache, write_cache
+from .index_cache import cache_path, make_index_cache, read_cache, write_cache
 from .source_videos import SourceVideo, find_videos
 from .windows import WindowSettings, embed_texts, embed_video
 
@@ -113,6 +113,8 @@ class VideoIndex:
         settings = settings or WindowSettings()
         if settings.kind != "projected":
             raise ValueError(f"A search compares clips with texts: kind must be 'projected', not {settings.kind!r}.")
+        if cache_dir is not None:
+            make_index_cache(cache_dir)
         paths = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
         # By files: a video that is named twice, also by its folder, is searched once.
         failures: dict[str, str] = {}

@@ -22,7 +22,7 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 
-from .writing import file_hash, flush_folder, is_whole, write_json
+from .writing import file_hash, flush_folder, is_whole, make_cache_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,10 @@ class AnnotationBuilder(datasets.ArrowBasedBuilder):
         key = hashlib.sha256(repr(sorted(self.options.items())).encode())
         for file in self.files:
             key.update(content_hash(file))
+        make_cache_folder(
+            cache_dir or datasets.config.HF_DATASETS_CACHE,
+            "Pass another cache_dir, or set HF_DATASETS_CACHE (or HF_HOME) to a folder that can be written.",
+        )
         place = {"cache_dir": cache_dir, "dataset_name": self.NAME, "hash": f"{split}-{key.hexdigest()[:24]}"}
         try:
             super().__init__(**place)

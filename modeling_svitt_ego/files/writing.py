@@ -103,6 +103,23 @@ def flush_folder(folder: str | os.PathLike) -> None:
         flush(parent)
 
 
+def make_cache_folder(folder: str | os.PathLike, remedy: str) -> Path:
+    """Create the folder of a cache, before the work whose results it keeps.
+
+    Raises:
+        OSError: It cannot be created or written; the message ends with `remedy`.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "there is no permission"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason is not None:
+        raise OSError(f"The cache {str(folder)!r} cannot be written: {reason}. {remedy}")
+    return folder
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a UTF-8 file, whole or not at all."""
     with aside(path) as part:

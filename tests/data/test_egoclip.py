@@ -251,6 +251,13 @@ def test_a_damaged_cache_is_built_again(tmp_path, name, caplog):
         assert not re.search(r" (is|are) damaged", caplog.text)
 
 
+def test_a_cache_that_cannot_be_written_is_one_error_with_the_remedy(tmp_path):
+    """Catches a raw error from inside `datasets` where HF_HOME is read-only."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be written: .*HF_DATASETS_CACHE \(or HF_HOME\)"):
+        load_egoclip(write_egoclip(tmp_path / "e.csv", [egoclip_row(0)]), cache_dir=str(tmp_path / "file" / "cache"))
+
+
 def test_two_runs_are_byte_identical(tmp_path):
     path = write_egoclip(tmp_path / "e.csv", [egoclip_row(i) for i in range(500)])
     one, two = (load_egoclip(path, cache_dir=str(tmp_path / name)).cache_files[0]["filename"] for name in "ab")

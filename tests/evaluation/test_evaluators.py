@@ -161,7 +161,7 @@ def test_shards_cover_every_clip_once_under_uneven_division(world, monkeypatch, 
     expected, _ = make_evaluator(world, scoring="ensemble").scores(model)
     decoded, read = [], encoding.ClipRows.__getitem__
     monkeypatch.setattr(encoding.ClipRows, "__getitem__", lambda s, i: decoded.append(s.rows[i]) or read(s, i))
-    barrier, parts, here = threading.Barrier(num_processes, timeout=60), [None] * num_processes, threading.local()
+    barrier, parts, here = threading.Barrier(num_processes, timeout=600), [None] * num_processes, threading.local()
 
     def gather(mine):
         parts[here.rank] = mine[0]

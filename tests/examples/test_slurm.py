@@ -69,13 +69,13 @@ def test_the_array_prepares_everything_once(tmp_path, environment):
 def test_a_pretraining_job_saves_queues_itself_again_and_resumes(tmp_path, environment):
     """Catches a job that is requeued before its checkpoint is whole, and one that is requeued after its end."""
     process = start("pretrain.sbatch", "--output_dir", "runs/x", env=environment | {"STEPS": "6000"})
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1800
     calls = Path(environment["CALLS"])
     while not (calls.exists() and "timeout" in calls.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=1800)
     assert process.returncode == 0, error
     lines = calls.read_text().splitlines()
     assert lines[-2:] == ["saved", "scontrol requeue 7"]
@@ -85,7 +85,7 @@ def test_a_pretraining_job_saves_queues_itself_again_and_resumes(tmp_path, envir
     for code in ("0", "3"):
         calls.unlink()
         process = start("pretrain.sbatch", env=environment | {"CODE": code})
-        process.communicate(timeout=300)
+        process.communicate(timeout=1800)
         assert process.returncode == int(code) and "requeue" not in calls.read_text()
 
 

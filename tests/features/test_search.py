@@ -215,6 +215,15 @@ def test_a_page_that_cannot_be_written_is_said_before_the_work(name, message, tm
     assert message in capsys.readouterr().err
 
 
+def test_a_cache_that_cannot_be_written_is_said_before_the_work(tmp_path, videos, capsys):
+    """Catches a model loaded and a video embedded before the first write fails; the remedy is in the line."""
+    (tmp_path / "file").write_text("")
+    command = ["search", str(videos), QUERY, "--model", str(tmp_path / "no-model"), "--html", str(tmp_path / "x.html")]
+    assert main([*command, "--cache", str(tmp_path / "file" / "cache")]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "cannot be written" in error and "--no-cache" in error
+
+
 def test_pictures_of_the_last_moment_of_a_video(tmp_path, encoder):
     write_video(tmp_path / "v.mp4", 5)
     index = VideoIndex.build(*encoder, tmp_path / "v.mp4", cache_dir=None)

@@ -59,7 +59,7 @@ def test_a_visitor_finds_moments_on_a_phone(app, tmp_path):
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
         page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(600_000)
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.goto(app)
         page.set_input_files("#video input[type=file]", str(tmp_path / "clip.mp4"))

@@ -350,7 +350,7 @@ def test_workers_can_read_after_the_parent_has(plain, method):
     worker = context.Process(target=_in_worker, args=(plain, USABLE, results))
     worker.start()
     try:
-        assert results.get(timeout=60) == [[30]] * len(USABLE)
+        assert results.get(timeout=600) == [[30]] * len(USABLE)
     finally:
         worker.terminate()
         worker.join()
