@@ -1,6 +1,9 @@
 """ONNX files and torch.export archives: equal to PyTorch, searchable, refused where they are not."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from tests.helpers.tiny_data import write_video
 from tests.helpers.tiny_folder import NARRATIONS, save_tiny_folder
 from tests.helpers.tiny_model import RAGGED
 
+REPO = Path(__file__).resolve().parents[2]
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
 
@@ -137,3 +141,44 @@ def test_the_engine_indexes_as_pytorch_does(saved, exported, videos):
     ours = VideoIndex.build(OnnxDualEncoder(exported), processor, videos, cache_dir=None)
     theirs = VideoIndex.build(model, processor, videos, cache_dir=None)
     np.testing.assert_allclose(ours.vectors, theirs.vectors, atol=1e-5)
+
+
+def test_the_files_find_the_same_moments_where_torch_is_not_installed(saved, exported, tmp_path):
+    """Catches files, or an example, that need PyTorch or transformers, and other frames than the package's."""
+    video, sentence = write_video(tmp_path / "v.mp4", 60, noise=16, size=(64, 96)), NARRATIONS[0]
+    script = f"import sys, runpy; sys.path.insert(0, {str(REPO)!r}); from tests.helpers.block_modules import block; "
+    script += (
+        "block({'torch', 'transformers', 'modeling_svitt_ego'}); runpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    example = REPO / "examples" / "onnx_without_torch.py"
+    command = [sys.executable, "-c", script, str(example), "--model", str(exported), "--top-k", "6"]
+    done = subprocess.run([*command, str(video), sentence], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {float(row.split()[1]): float(row.split()[0]) for row in done.stdout.splitlines()}
+    model, processor = load_dual_encoder(saved, "cpu")
+    windows = [(str(video), float(start), float(start + 1)) for start in range(6)]
+    with torch.no_grad():
+        outputs = model(**processor(videos=windows, text=[sentence], return_tensors="pt"))
+    cosines = (outputs.logits_per_text[0] * model.temperature).detach()
+    assert [found[start] for _, start, _ in windows] == pytest.approx(cosines.tolist(), abs=0.02)
+    assert max(found.values()) - min(found.values()) > 0.05  # the windows differ by more than the tolerance
+
+
+def test_the_engine_does_without_the_towers_of_pytorch(exported, videos, tmp_path):
+    """Catches a search by onnxruntime that loads the modules or the weights of the PyTorch towers."""
+    towers = ("vision", "text", "fusion", "modeling_svitt_ego", "edge_triton", "sparsity")
+    script = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in {{f"modeling_svitt_ego.model.{{part}}" for part in {towers}}}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+from modeling_svitt_ego.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    options = ["--model", str(exported), "--engine", "onnx", "--no-cache", "--html", str(tmp_path / "found.html")]
+    command = [sys.executable, "-c", script, "search", str(videos), NARRATIONS[0], *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("1. "), done.stderr[-2000:]
+    assert not list(exported.glob("*.safetensors"))
