@@ -16,7 +16,7 @@ def display_matrix(frame) -> tuple[int, int, int, int]:
     Raises:
         Unreadable: The picture is not turned by a multiple of 90 degrees.
     """
-    stored = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    stored = frame.side_data.get("DISPLAYMATRIX")  # what iterating gives differs between PyAV 18 and 19
     if stored is None:
         return IDENTITY
     entries = struct.unpack("=9i", bytes(stored)[:36])
