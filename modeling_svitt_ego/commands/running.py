@@ -4,6 +4,7 @@ if __name__ == "__main__":
     run_script(main, stopped="checkpoints are kept; continue from the newest one with --resume")
 """
 
+import errno
 import os
 import shlex
 import signal
@@ -87,6 +88,9 @@ def one_line(error: BaseException) -> str:
     """The message of an error without line breaks, and without the traceback of a worker process."""
     if _is_refused_configuration(error) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        path = error.filename2 or error.filename
+        return f"the disk is full{f': {path} could not be written' if path else ''}; make space and run it again"
     if _is_failed_write(error):
         return f"a file could not be written, perhaps because the disk is full: {str(error).splitlines()[0]}"
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -1,8 +1,8 @@
 """Confidence intervals by resampling videos, not items.
 
-Questions about one video share its scene, light and wearer, so resampling them one by one would pretend to more
-evidence than there is. Whole videos are drawn with replacement (cluster bootstrap); percentiles of the statistic are
-the bounds.
+Questions about one video share its scene, light and wearer, so resampling single questions would give intervals that
+are too narrow. Videos are drawn with replacement instead (cluster bootstrap), and the bounds are percentiles of the
+statistic.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +19,11 @@ def cluster_weights(clusters: Sequence, num_draws: int = NUM_DRAWS, seed: int = 
     How often each item counts in each draw.
 
     Args:
-        clusters (sequence of length `num_items`): the video of each item.
+        clusters (sequence of length `num_items`): The video of each item.
 
     Returns:
-        `np.ndarray` of shape `(num_draws, num_items)`, int16: draws of as many videos as there are, with replacement.
+        `np.ndarray` of shape `(num_draws, num_items)`, int16. Each draw takes as many videos as exist, with
+        replacement.
     """
     names, number = np.unique(np.asarray(clusters), return_inverse=True)
     if len(names) == 0:
@@ -54,12 +55,12 @@ def bootstrap_intervals(
     Percentile intervals, all from the same draws.
 
     Args:
-        statistics: by name a function of the items' weights `(num_items,)`, such as `weighted_mean(values)`. A draw
-            in which it is nan (no item of that kind) does not count.
-        clusters (sequence of length `num_items`): the video of each item.
+        statistics: For each name, a function of the weights of the items `(num_items,)`, such as
+            `weighted_mean(values)`. A draw in which it is nan (no item of that kind) is left out.
+        clusters (sequence of length `num_items`): The video of each item.
 
     Returns:
-        By name `[low, high]`; `None` where there is only one video, from which no spread can be told.
+        `[low, high]` for each name; `None` if there is only one video, which has no spread.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence ({confidence}) must be between 0 and 1.")

@@ -11,8 +11,8 @@ ROWS_AT_ONCE = 128  # of 97 x 300 pairs: some tens of MB
 
 def rank_of_label(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
-    Rank of the right class, 0 the best, `(num_items,)`: how many other classes score at least as high, so a tie is
-    never to the model's advantage. A row of nothing but -inf (a clip that could not be read) ranks last.
+    Rank of the right class, from 0, of shape `(num_items,)`: the number of other classes that score at least as high,
+    so that a tie counts against the model. A row of -inf (a clip that could not be read) ranks last.
 
     Args:
         scores (`np.ndarray` of shape `(num_items, num_classes)`).
@@ -52,7 +52,7 @@ def classification_intervals(
 
 
 def accuracy_of_hits(top1: np.ndarray, top5: np.ndarray, labels: np.ndarray, num_classes: int) -> dict:
-    """As [`classification_accuracy`], from which items are right, bool arrays of shape `(num_items,)`."""
+    """[`classification_accuracy`] of items that are right or wrong, as bool arrays of shape `(num_items,)`."""
     labels = np.asarray(labels)
     return {
         "top1": 100.0 * float(top1.mean()),
@@ -67,7 +67,7 @@ def accuracy_of_hits(top1: np.ndarray, top5: np.ndarray, labels: np.ndarray, num
 def intervals_of_hits(
     top1: np.ndarray, top5: np.ndarray, labels: np.ndarray, videos: Sequence[str], **settings
 ) -> dict[str, list[float] | None]:
-    """As [`classification_intervals`], from which items are right."""
+    """[`classification_intervals`] of items that are right or wrong."""
     statistics = {
         "top1": weighted_mean(100.0 * top1),
         "top5": weighted_mean(100.0 * top5),
@@ -77,7 +77,7 @@ def intervals_of_hits(
 
 
 def hits(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which items have the right class first, and among the first five; `(num_items,)`, bool."""
+    """Whether the right class is the first, and among the first five, as bool arrays of shape `(num_items,)`."""
     rank = rank_of_label(scores, labels)
     read = ~np.isneginf(np.asarray(scores, dtype=np.float64)).all(axis=1)
     return (rank < 1) & read, (rank < 5) & read
@@ -87,8 +87,8 @@ def pair_hits(
     verb_scores: np.ndarray, noun_scores: np.ndarray, verbs: np.ndarray, nouns: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    [`hits`] of the action, the pair of verb and noun, among all pairs of classes: a pair's probability is the product
-    of both (EPIC-KITCHENS-100's evaluation). The first pair is right where verb and noun are.
+    [`hits`] of the action among all pairs of verb and noun classes. The probability of a pair is the product of both
+    probabilities, as in the evaluation of EPIC-KITCHENS-100, so the first pair is right if verb and noun are.
 
     Args:
         verb_scores, noun_scores (`np.ndarray` of shapes `(num_items, num_verbs)`, `(num_items, num_nouns)`): logits.

@@ -1,4 +1,4 @@
-"""EgoMCQ: every clip is decoded once and every text embedded once, then five scores per question decide."""
+"""EgoMCQ: every clip is decoded once and every text is embedded once; the best of five scores answers a question."""
 
 import os
 
@@ -15,7 +15,7 @@ from .evaluator import ClipEvaluator
 from .report import EvaluationReport
 
 CHANCE = 20.0  # per cent: one of five
-# Published tables mix these; here each is a mode with a name.
+# Published tables mix these rules. Here, each rule is a mode with a name.
 SCORING_RULES = {
     "dual": "cosine of the two towers' embeddings",
     "fusion": "log odds of a match from the matching head, for each of the five clips with the question",
@@ -32,7 +32,7 @@ class EgoMCQEvaluator(ClipEvaluator):
     evaluator = EgoMCQEvaluator("egomcq.json", "videos", processor, num_frames=4, batch_size=64)
     report = evaluator(model)
     report.metrics["intra"]                                  # per cent
-    evaluator.with_settings(frame_order="shuffled")(model)   # what the model loses without the order of the frames
+    evaluator.with_settings(frame_order="shuffled")(model)   # a control: how much does the order of the frames matter?
     ```
 
     Args:
@@ -89,8 +89,8 @@ class EgoMCQEvaluator(ClipEvaluator):
     def scores(self, model: nn.Module) -> tuple[np.ndarray, list[dict]]:
         """
         Returns:
-            `np.ndarray` of shape `(num_questions, 5)`, and the clips that could not be read. A question with such a
-            clip has -inf throughout, which counts as wrong.
+            `np.ndarray` of shape `(num_questions, 5)`, and the clips that could not be read. All scores of a question
+            with such a clip are -inf, and it counts as wrong.
         """
         if self.scoring != "dual" and not hasattr(model, "match"):
             raise ValueError(

@@ -1,7 +1,7 @@
 """EgoMCQ accuracy (EgoVLP, arXiv:2206.01670) as functions of numpy arrays: no model, no files.
 
-Several published evaluators print inter and intra swapped (EgoVLP#19, EgoVLPv2#11), and argmax gives a tie to
-whichever choice comes first. Here the video ids decide the kind, and what a tie counts is part of the metric's name.
+Several published evaluators swap inter and intra in their output (EgoVLP#19, EgoVLPv2#11), and argmax resolves a tie
+in favour of the first choice. Here, the kind follows from the video ids, and the name of a metric says how ties count.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ TIE_RULE = (
 
 def is_intra_video(video_ids: Sequence[Sequence[str]], types: Sequence[int] | None = None) -> np.ndarray:
     """
-    Which questions are intra-video: all their choices come from one video.
+    Whether each question is intra-video, which means that all its choices come from one video.
 
     Args:
-        video_ids: the video of every choice of every question.
-        types (*optional*): the file's own word, 1 = inter, 2 = intra, which must agree.
+        video_ids: The video of every choice of every question.
+        types (*optional*): The types in the file (1 = inter, 2 = intra), which must agree.
 
     Returns:
         `np.ndarray` of shape `(num_questions,)`, bool.
@@ -48,11 +48,11 @@ def is_intra_video(video_ids: Sequence[Sequence[str]], types: Sequence[int] | No
 
 def egomcq_credit(scores: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    What each question counts: `(strict, expected)`, both of shape `(num_questions,)` in [0, 1].
+    The credit of each question: `(strict, expected)`, both of shape `(num_questions,)` in [0, 1].
 
     Strict: 1 if the answer scores higher than every other choice. Expected: 1/k if it is one of the k best, which is
-    what guessing among them gets. A question of which every score is -inf (its clips could not be read) counts 0 in
-    both.
+    the expectation of guessing among them. A question whose scores are all -inf (its clips could not be read) gets 0
+    in both.
 
     Args:
         scores (`np.ndarray` of shape `(num_questions, num_choices)`): the higher, the better the clip fits.
@@ -77,7 +77,7 @@ def egomcq_credit(scores: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, 
 
 def egomcq_accuracy(scores: np.ndarray, answers: np.ndarray, is_intra: np.ndarray) -> dict[str, float | int | None]:
     """
-    Accuracy in per cent, inter- and intra-video questions apart.
+    Accuracy in per cent, separately for inter- and intra-video questions.
 
     Args:
         scores, answers: as in [`egomcq_credit`].

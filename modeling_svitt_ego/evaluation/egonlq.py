@@ -1,4 +1,4 @@
-"""EgoNLQ: recall of temporal windows, over every query of the annotations, whether it has a prediction or not."""
+"""EgoNLQ: recall of temporal windows over all queries of the annotations, with or without a prediction."""
 
 import os
 from collections.abc import Iterable
@@ -55,7 +55,7 @@ class EgoNLQEvaluator(Evaluator):
         self.batch_size = batch_size
 
     def __call__(self, model: nn.Module | None) -> EvaluationReport:
-        # Every process predicts all queries: a head takes seconds where features take hours.
+        # Every process predicts all queries: the head takes seconds, while the features take hours.
         data = self.dataset
         if self.sliding_window is not None:
             spans, mode = sliding_window_spans(data, self.sliding_window), "sliding window"

@@ -1,10 +1,10 @@
 """EgoNLQ recall (Ego4D natural language queries) as functions of windows: no model, no files.
 
-The challenge's evaluator divides by the number of predictions that the file holds, so a query left out is not a miss,
-and its IoU of two windows of zero length is nan. Both change the score, so every number here says in its name which
-queries it is over:
+The evaluator of the challenge divides by the number of predictions in the file, so that a query without a prediction
+is not a miss, and its IoU of two windows of zero length is nan. Both change the score. Therefore the name of every
+number says which queries it is computed over:
 
-    <metric>                     all queries; one without a prediction is a miss (the stricter, ours)
+    <metric>                     all queries; one without a prediction is a miss (ours, the stricter one)
     <metric>_given               the queries with a prediction (the challenge's denominator)
     <metric>_with_length         all queries whose answer has a length above zero
     <metric>_given_with_length   both restrictions
@@ -41,7 +41,7 @@ def egonlq_hits(
     predictions: Sequence[Sequence[Sequence[float]] | None], answers: Sequence[Sequence[float]]
 ) -> dict[str, np.ndarray]:
     """
-    Which queries are hit: IoU strictly above the threshold for any of the first K windows.
+    Whether each query is hit: one of the first K windows has an IoU strictly above the threshold.
 
     Args:
         predictions: for each query its windows (start, end) in seconds, best first; `None` or empty if it has none.
@@ -82,8 +82,8 @@ def egonlq_recall(
     predictions: Sequence[Sequence[Sequence[float]] | None], answers: Sequence[Sequence[float]]
 ) -> dict[str, float | int | None]:
     """
-    Recall in per cent in all four variants (see the module), each with `mean_r1`, the challenge's ranking number: the
-    mean of R@1 at the two thresholds. `None` where a variant has no query.
+    Recall in per cent in all four variants (see the module). Each has `mean_r1`, the number that the challenge ranks
+    by: the mean of R@1 at the two thresholds. A variant without queries is `None`.
 
     Returns:
         `r1_iou0.3`, `r1_iou0.5`, `r5_iou0.3`, `r5_iou0.5`, `mean_r1`, each with the four suffixes, and `num_queries`

@@ -19,7 +19,7 @@ from .prompts import check_template
 from .report import EvaluationReport
 from .rescoring import dual_softmax, rerank, top_pairs
 
-# Published tables mix these; here each is a mode by name.
+# Published tables mix these rules. Here, each rule is a mode with a name.
 SCORING_RULES = {
     "dual": "cosine of the two towers' embeddings",
     "dual-softmax": "cosines, then softmax over the sentences times softmax over the clips of the whole test set",
@@ -52,8 +52,8 @@ class EK100Evaluator(ClipEvaluator):
         video_root: folder of the videos, in any known layout.
         processor ([`SViTTEgoProcessor`]): of the model.
         num_frames (`int`): frames per clip, the middle ones of as many segments.
-        template (`str`): what is made of a sentence before it is embedded, with `{}` for it. EgoClip's narrations
-            begin with "#C C", EPIC-KITCHENS' are bare ("open door").
+        template (`str`): Prompt around a sentence, which replaces `{}`. The narrations of EgoClip begin with "#C C",
+            those of EPIC-KITCHENS do not ("open door").
         scoring (`str`): `"dual"`, `"dual-softmax"` or `"rerank"`, see `SCORING_RULES`. The last needs a model with
             `match`, as [`SViTTEgoForVideoTextRetrieval`], and decodes the clips a second time.
         top_k (`int`): how many of each ranking are re-ranked.
@@ -156,7 +156,7 @@ class EK100Evaluator(ClipEvaluator):
             write_submission(self.submission, scores.per_video, *names, self.supervision)
 
     def relevance(self) -> np.ndarray:
-        """How well each sentence fits each clip, `(num_clips, num_texts)` in [0, 1]."""
+        """Relevance of each sentence for each clip, `(num_clips, num_texts)` in [0, 1]."""
         return ek100_relevance(
             list(self.classes["verb_class"]),
             list(self.classes["all_noun_classes"]),

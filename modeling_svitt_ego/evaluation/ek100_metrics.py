@@ -1,9 +1,9 @@
 """EPIC-KITCHENS-100 multi-instance retrieval (arXiv:2006.13256) as functions of matrices: no model, no files.
 
-Rows are clips, columns are sentences. Relevance in [0, 1] is half verb, half nouns, so a sentence may fit a clip in
-part. The official mAP counts relevance 1 as a hit, but its precision sums the soft relevance of everything ranked
-above: random scores get about 5.7 %. The strict form is the textbook's average precision of the hits alone (about
-0.4 % at random). Both are reported, the official one under the plain name, the other with `_strict`.
+Rows are clips, columns are sentences. Relevance in [0, 1] is the mean of verb and noun relevance, so a sentence may
+partly match a clip. The official mAP counts relevance 1 as a hit, but its precision sums the soft relevance of all
+items that rank above, and random scores get about 5.7 %. The strict form is the usual average precision of the hits
+(about 0.4 % for random scores). Both are reported, the official one under the plain name, the other with `_strict`.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def ek100_relevance(
     rows, columns = _multi_hot(nouns, num_nouns), _multi_hot(text_nouns, num_nouns)
     shared = (rows @ columns.T).astype(np.float64)
     union = rows.sum(axis=1)[:, None] + columns.sum(axis=1)[None, :] - shared
-    # Two empty sets have no union; they share nothing that could be told.
+    # Two empty sets have an empty union; their relevance is 0.
     overlap = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     same_verb = np.asarray(verbs)[:, None] == np.asarray(text_verbs)[None, :]
     return (same_verb + overlap) / 2
@@ -120,7 +120,7 @@ def ek100_retrieval(
     """
     mAP and nDCG in per cent, for both directions and on average.
 
-    Where scores are equal, the column that comes first ranks first.
+    Equal scores rank in the order of the columns.
 
     Args:
         scores (`np.ndarray` of shape `(num_clips, num_texts)`): the higher, the better they fit.
@@ -175,7 +175,7 @@ def _ranking(scores: np.ndarray) -> np.ndarray:
 def _check(scores: np.ndarray, relevance: np.ndarray) -> None:
     if scores.ndim != 2 or scores.shape != relevance.shape:
         raise ValueError(f"scores {scores.shape} and relevance {relevance.shape} do not belong together.")
-    # -inf is a clip that could not be read: it ranks last and earns nothing.
+    # -inf marks a clip that could not be read: it ranks last and gains nothing.
     bad = np.isnan(scores) | np.isposinf(scores)
     if bad.any():
         raise ValueError(f"{int(bad.sum())} of {scores.size} scores are not finite.")

@@ -1,8 +1,8 @@
-"""Clips and texts to vectors, each once: sharded over processes, cached on disk, failures counted.
+"""Embeds clips and texts for an evaluation: divided over processes, cached on disk, with failures counted.
 
-A clip is decoded once, whatever it is used for: its embedding, and the matching logits of the texts it is paired with.
-Clips are divided into one contiguous run per process (neighbours share files); a run is neither padded nor repeated,
-so every item counts once under any division.
+A clip is decoded once, both for its embedding and for the matching logits of the texts that it is paired with. The
+clips are divided into one contiguous part per process, because neighbours share files. A part is neither padded nor
+repeated, so every clip counts once for any number of processes.
 """
 
 import os
@@ -31,16 +31,17 @@ from .vector_cache import VectorCache
 from .views import Views
 
 ON_ERROR = ("raise", "wrong")
-WRITE_EVERY = 30.0  # seconds between two files of the cache: what a killed run loses
+WRITE_EVERY = 30.0  # seconds between two writes of the cache; a killed run loses at most this much work
 
 
 @dataclass(frozen=True)
 class EncodedClips:
     """
     Args:
-        embeds (`np.ndarray` of shape `(num_clips, projection_dim)`): normalised; nan for a clip that failed.
-        match_logits (`np.ndarray` of shape `(num_pairs,)`, *optional*): log odds of a match; nan if the clip failed.
-        failures (`list[dict]`): row, video_uid, start, end (seconds), path and reason of each clip that failed.
+        embeds (`np.ndarray` of shape `(num_clips, projection_dim)`): Embeddings of unit length; nan for a clip that
+            failed.
+        match_logits (`np.ndarray` of shape `(num_pairs,)`, *optional*): Log odds of a match; nan if the clip failed.
+        failures (`list[dict]`): Row, video_uid, start and end (seconds), path and reason of each clip that failed.
     """
 
     embeds: np.ndarray
@@ -49,22 +50,23 @@ class EncodedClips:
 
     @property
     def failed(self) -> np.ndarray:
-        """`(num_clips,)`, bool."""
+        """Whether each clip failed, a `bool` array of shape `(num_clips,)`."""
         return np.isnan(self.embeds).any(axis=1)
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
     """
-    How clips are read and embedded, the same for every benchmark.
+    Settings for reading and embedding clips, which all benchmarks share.
 
     Args:
-        batch_size (`int`): clips embedded at once.
-        num_workers (`int`): processes that decode clips; 0 decodes in this one.
-        on_error (`str`): `"raise"` at a clip that cannot be read, or `"wrong"`: go on, and what needs the clip counts
-            as wrong. Never a black frame, never a smaller denominator.
-        cache (`str`, *optional*): folder for vectors by (weights, clip, transform); a stopped run goes on from it.
-        layout (`str`, *optional*): layout of the video folder; found by looking otherwise.
+        batch_size (`int`): Number of clips embedded at once.
+        num_workers (`int`): Number of processes that decode clips; 0 decodes in the main process.
+        on_error (`str`): For a clip that cannot be read, `"raise"` raises an error, and `"wrong"` counts every item
+            that needs the clip as wrong. The clip is never replaced by black frames or left out of the denominator.
+        cache (`str`, *optional*): Folder for vectors by weights, clip and transform; an interrupted run continues
+            from it.
+        layout (`str`, *optional*): Layout of the video folder; recognised from the folder if not given.
         frame_order (`str`): one of `natural`, `shuffled`, `reversed`, `repeated`, see [`frame_order`].
         views ([`Views`]): what of a clip is seen; vectors, logits and log odds are averaged over the views.
         shard ([`Shard`], *optional*): embed this part of the clips only, into `cache`, then raise [`ShardFinished`].
@@ -83,7 +85,7 @@ class EncoderSettings:
 
     def __post_init__(self):
         if (self.shard or self.merge) and self.cache is None:
-            raise ValueError("A shard leaves its vectors in a cache, and a merge reads them: give a cache folder.")
+            raise ValueError("A shard writes its vectors to a cache, and a merge reads them: give a cache folder.")
         if self.on_error not in ON_ERROR:
             raise ValueError(f"on_error ({self.on_error!r}) must be one of {ON_ERROR}.")
         if self.batch_size < 1:
@@ -94,12 +96,12 @@ class EncoderSettings:
 
 
 class ShardFinished(Exception):
-    """The vectors of one shard are in the cache; the message says how many clips it has. There is no score yet."""
+    """Raised when the vectors of one shard are in the cache; the message has the number of clips."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without gradients; afterwards it is in the mode it was in."""
+    """Puts a model into evaluation mode without gradients, and restores its mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -114,9 +116,9 @@ class Encoder:
     Embeds clips and texts for an evaluator.
 
     Args:
-        processor ([`SViTTEgoProcessor`]): of the model.
-        settings ([`EncoderSettings`]): how clips are read and embedded.
-        accelerator (`Accelerator`, *optional*): divides the work over its processes; all get the whole result.
+        processor ([`SViTTEgoProcessor`]): Processor of the model.
+        settings ([`EncoderSettings`]): Settings for reading and embedding clips.
+        accelerator (`Accelerator`, *optional*): Divides the work over its processes, which all receive the result.
     """
 
     def __init__(
@@ -142,10 +144,11 @@ class Encoder:
     ) -> EncodedClips:
         """
         Args:
-            model: with `get_video_features`; for `pairs` also `text_model` and `match`.
-            clips ([`EgoClipDataset`]): with `on_error="raise"`, because a replacement would be another clip.
-            head (`bool`): take the classifier's logits, as they are, in the place of the embeddings.
-            texts, pairs (`np.ndarray` of shape `(num_pairs, 2)`): rows of `clips` and of `texts` to match.
+            model: Model with `get_video_features`; for `pairs`, also with `text_model` and `match`.
+            clips ([`EgoClipDataset`]): Clips with `on_error="raise"`, because a replacement would be another clip.
+            head (`bool`): Whether to return the logits of the classifier instead of embeddings.
+            texts (sequence of `str`), pairs (`np.ndarray` of shape `(num_pairs, 2)`): Texts, and the rows of `clips`
+                and of `texts` to match.
         """
         if clips.on_error != "raise":
             raise ValueError(
@@ -258,7 +261,7 @@ class Encoder:
             work.matches.add([work.pair_keys[p] for _, p in wanted], np.mean(odds, axis=0)[:, None])
 
     def _check_complete(self, clips: EgoClipDataset, missing: list[int]) -> None:
-        """Refuse clips that no shard has embedded. With `on_error="wrong"` those that cannot be read are no holes."""
+        """Raises an error for clips that no shard has embedded, except for unreadable ones with `on_error="wrong"`."""
         self._is_merged = True
         rows = ClipRows(clips, missing, self.settings.on_error)
         holes = missing if self.settings.on_error == "raise" else [row for row, video, _ in rows if video is not None]
@@ -269,7 +272,7 @@ class Encoder:
             )
 
     def texts(self, model: nn.Module, texts: Sequence[str], desc: str = "texts") -> np.ndarray:
-        """Normalised embeddings `(num_texts, projection_dim)`; of equal texts one is computed."""
+        """Normalised embeddings `(num_texts, projection_dim)`; equal texts are embedded once."""
         made_by = self._made_by(model, kind="text embedding", text=text_fingerprint(self.processor))
         embeds = VectorCache(self.settings.cache, made_by)
         missing = [text for text in dict.fromkeys(texts) if text not in embeds]
@@ -308,7 +311,7 @@ class Encoder:
         return (logits[:, 1] - logits[:, 0]).cpu().numpy()
 
     def _divide(self, missing: list, compute: Callable, caches: list[VectorCache], failures: list[dict]) -> list[dict]:
-        """Run `compute` on this process's part of `missing`; then every process has what all computed."""
+        """Runs `compute` on the part of this process, and gathers the results of all processes in each of them."""
         accelerator = self.accelerator
         if accelerator is None or accelerator.num_processes == 1:
             compute(missing)
@@ -343,7 +346,10 @@ class Encoder:
         return {"weights": model_fingerprint(model), "package": __version__, **rest}
 
     def _clip_keys(self, clips: EgoClipDataset) -> list[str]:
-        """Video, window, and size and time of the file that the window starts in: a replaced video is another clip."""
+        """
+        A key for each clip, made of its video, its window, and the size and time of the file that the window starts
+        in: if the file is replaced, the clip is another one.
+        """
         if self.settings.cache is None:
             return [str(row) for row in range(len(clips))]
         columns = (clips.table[name] for name in ("video_uid", "clip_start", "clip_end"))

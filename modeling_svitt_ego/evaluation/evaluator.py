@@ -1,4 +1,4 @@
-"""What every benchmark has in common: `evaluator(model)` returns an [`EvaluationReport`].
+"""The interface of every benchmark: `evaluator(model)` returns an [`EvaluationReport`].
 
 `SViTTEgoTrainer(evaluator=…)` and `svitt-ego evaluate` take any evaluator.
 """
@@ -28,12 +28,12 @@ class Evaluator(ABC):
     Scores a model on one benchmark.
 
     Attributes:
-        benchmark (`str`): name of the benchmark in the report, such as `egomcq`.
-        primary_metric (`str`): the metric by which checkpoints are compared. With the Trainer:
+        benchmark (`str`): Name of the benchmark in the report, such as `egomcq`.
+        primary_metric (`str`): The metric that checkpoints are compared by. With the Trainer:
             `metric_for_best_model=f"eval_{evaluator.primary_metric}"`.
-        name (`str`): what a Trainer with several evaluators puts in front of the metrics: `eval_egomcq_intra`.
-        dataset (`torch.utils.data.Dataset`): what is evaluated on.
-        accelerator (`Accelerator`, *optional*): divides the work over its processes; each item counts once.
+        name (`str`): Prefix of the metrics in a Trainer with several evaluators, as in `eval_egomcq_intra`.
+        dataset (`torch.utils.data.Dataset`): The data that the model is evaluated on.
+        accelerator (`Accelerator`, *optional*): Divides the work over its processes; each item counts once.
     """
 
     benchmark: str
@@ -60,13 +60,13 @@ class ClipEvaluator(Evaluator):
     An evaluator that embeds clips of videos.
 
     Args:
-        clips (`datasets.Dataset`): one row per clip: `video_uid`, `clip_start` and `clip_end` in seconds.
-        video_root: folder of the videos, in any known layout.
-        processor ([`SViTTEgoProcessor`]): of the model.
-        num_frames (`int`): frames per clip, the middle ones of as many segments.
-        settings ([`EncoderSettings`], *optional*): how clips are read and embedded.
-        accelerator (`Accelerator`, *optional*): divides the clips over its processes; each clip counts once.
-        fields: single fields of the settings, such as `batch_size=8`.
+        clips (`datasets.Dataset`): One row per clip with `video_uid`, and `clip_start` and `clip_end` in seconds.
+        video_root: Folder of the videos, in any known layout.
+        processor ([`SViTTEgoProcessor`]): Processor of the model.
+        num_frames (`int`): Frames per clip, which are the middle frames of equally long segments.
+        settings ([`EncoderSettings`], *optional*): Settings for reading and embedding clips.
+        accelerator (`Accelerator`, *optional*): Divides the clips over its processes; each clip counts once.
+        fields: Single fields of the settings, such as `batch_size=8`.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class ClipEvaluator(Evaluator):
         self.encoder.accelerator = accelerator
 
     def with_settings(self, **fields):
-        """The same evaluator with other settings, such as `frame_order="shuffled"`; the clips are shared."""
+        """A copy of the evaluator with other settings, such as `frame_order="shuffled"`, that shares the clips."""
         other, settings = copy.copy(self), replace(self.settings, **fields)
         other.encoder = Encoder(self.processor, settings, self.accelerator)
         if settings.views.num_clips != self.settings.views.num_clips:
@@ -128,10 +128,10 @@ class ClipEvaluator(Evaluator):
         The report with the part of the protocol that all clip benchmarks share.
 
         Args:
-            numbers, intervals: from the metric functions.
-            failures: clips that could not be read, from [`EncodedClips`].
-            num_items_affected (`int`): questions or clips that count as wrong for them.
-            fields: other fields of [`EvaluationReport`].
+            numbers, intervals: Results of the metric functions.
+            failures: Clips that could not be read, from [`EncodedClips`].
+            num_items_affected (`int`): Number of questions or clips that count as wrong because of them.
+            fields: Other fields of [`EvaluationReport`].
         """
         shared = {
             "num_frames": self.num_frames,
@@ -147,7 +147,7 @@ class ClipEvaluator(Evaluator):
 
 def by_name(evaluators: Evaluator | Sequence[Evaluator]) -> dict[str, Evaluator]:
     """
-    Evaluators by what is put in front of their metrics: nothing if there is only one.
+    Evaluators by the prefix of their metrics, which is empty if there is only one evaluator.
 
     Raises:
         ValueError: Two have the same name.
@@ -169,11 +169,11 @@ def run_evaluators(
     prefix: str = "eval",
 ) -> tuple[dict[str, float], int]:
     """
-    Every evaluator on `model`, as the Trainer logs it.
+    Runs every evaluator on `model`.
 
     Returns:
-        Metrics and counts, `eval_intra` for one evaluator and `eval_egomcq_intra` for several, and the number of items
-        that were counted.
+        Metrics and counts by the names that the Trainer logs (`eval_intra` for one evaluator, `eval_egomcq_intra` for
+        several), and the number of items.
     """
     logged: dict[str, float] = {}
     num_items = 0

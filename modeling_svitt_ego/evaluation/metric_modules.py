@@ -1,4 +1,4 @@
-"""The metrics as `evaluate` modules; each class only hands its inputs to the pure function of the same benchmark.
+"""The metrics as `evaluate` modules; each class passes its inputs to the function of the same benchmark.
 
 `evaluate.load(module_path("egomcq"))` works without a network: the folders in `evaluate_modules/` are the modules.
 """

@@ -9,7 +9,7 @@ from .bootstrap import bootstrap_intervals
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | int]:
     """
-    Multi-label mean average precision in per cent, as Charades' evaluation has it.
+    Multi-label mean average precision in per cent, as in the evaluation of Charades.
 
     Args:
         scores (`np.ndarray` of shape `(num_items, num_classes)`): -inf throughout for a clip that could not be read.
@@ -39,8 +39,8 @@ def average_precision_of_classes(
     """
     Average precision `(num_classes,)` in [0, 1] of each class's ranking of the items, and how often each occurs.
 
-    Equal scores rank an item without the class first, so a tie is never to the model's advantage. A clip that could
-    not be read (-inf) is never found, but counts.
+    Equal scores rank an item without the class first, so that a tie counts against the model. A clip that could not be
+    read (-inf) is never found, but counts.
 
     Args:
         weights (`np.ndarray` of shape `(num_items,)`, *optional*): how often each item counts, for the bootstrap.

@@ -21,9 +21,9 @@ WORDS_PER_PROMPT = 5  # of a class's words, the first ones: Ego4D's groups have 
 
 def check_template(template: str, *names: str) -> str:
     """
-    The template, if its placeholders are exactly `names` (an empty name is `{}`).
+    Returns the template if its placeholders are exactly `names` (an empty name is `{}`).
 
-    Without its placeholder, every class would get the same sentence, and the accuracy would be that of chance.
+    Without the placeholder, every class would get the same sentence, and the accuracy would be that of chance.
 
     Raises:
         ValueError: A placeholder is missing or unknown, or the braces do not match.
@@ -44,7 +44,7 @@ def check_template(template: str, *names: str) -> str:
 
 
 def third_person(verb: str) -> str:
-    """`"pick up"` → `"picks up"`, `"wash"` → `"washes"`, `"carry"` → `"carries"`; as narrations have it."""
+    """`"pick up"` → `"picks up"`, `"wash"` → `"washes"`, `"carry"` → `"carries"`, as in narrations."""
     first, *rest = verb.split()
     if first.endswith(("s", "sh", "ch", "x", "z", "o")):
         first += "es"
@@ -61,7 +61,7 @@ def plain_words(name: str) -> str:
 
 
 def class_words(taxonomy: Taxonomy) -> list[list[str]]:
-    """For each class its words, the class's own name first, each once."""
+    """The words of each class, without repetition; the name of the class comes first."""
     result = []
     for label, group in zip(taxonomy.labels, taxonomy.words):
         # Ego4D writes some names as "take_(pick,_grab,_get)".

@@ -9,7 +9,7 @@ from ..model.video_processing_svitt_ego import SViTTEgoVideoProcessor
 
 def describe_failures(failures: Sequence[dict], num_items_affected: int, on_error: str) -> dict:
     """
-    What a report says of clips that could not be read.
+    The part of a report about clips that could not be read.
 
     Reports are published, so files are named by their base names only.
     """

@@ -1,7 +1,7 @@
-"""Numbers that others published, with their conditions and sources; they are shown next to own ones, never as own.
+"""Numbers that others published, with their conditions and sources. They are always marked as published.
 
-Compare only rows of one condition: zero-shot and fine-tuned results, dual encoders and models that see video and text
-together, and versions of the annotations are different measurements.
+Only rows with equal conditions can be compared: zero-shot and fine-tuned results, dual encoders and models that see
+video and text together, and versions of the annotations are different measurements.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
-"""The record of an evaluation: what was measured, how, and on which weights. `svitt-ego evaluate` writes it as JSON.
+"""The record of an evaluation: the results, the protocol and the weights. `svitt-ego evaluate` writes it as JSON.
 
-[`EvaluationReport`] is the only schema of that file: evaluators return it, the command writes it, the model card reads
-it. Published numbers disagree because frames, crop, scoring mode and denominators go unsaid: here they are fields.
+[`EvaluationReport`] is the only schema of that file: evaluators return it, the command writes it, and the model card
+reads it. Published numbers differ because frames, crop, scoring mode and denominators are not stated; here they are
+fields.
 """
 
 import json
@@ -23,7 +24,7 @@ from ..weights.provenance import package_commit, weights_sha256
 from .published import PUBLISHED
 
 SCHEMA_VERSION = 1
-# Fields of a JSON that another program wrote may hold anything.
+# The JSON may come from another program, so the types of its fields are checked.
 _FIELD_KINDS = (
     *((name, dict, "an object") for name in ("intervals", "counts", "failures", "details")),
     ("primary_metrics", list, "a list"),
@@ -40,27 +41,28 @@ _FIELD_KINDS = (
 @dataclass(frozen=True)
 class EvaluationReport:
     """
-    `benchmark` and `metrics` are required. Any other field may be missing in a file, and is then called "not
-    recorded" where it is shown.
+    `benchmark` and `metrics` are required. Any other field may be missing in a file, and is then shown as "not
+    recorded".
 
     Args:
         benchmark (`str`): `egomcq`, `egonlq`, `ek100` or `video-classification`.
-        metrics (`dict[str, float]`): every variant by name, in per cent; one without any item is left out.
-        primary_metrics (`list[str]`): the names in `metrics` that papers report under this benchmark's name.
-        num_items (`int`): questions, queries, clips: what was counted in all.
-        scoring_mode (`str`): how scores were made: `dual`, `fusion`, `ensemble`, `zero-shot`, `head`, …
-        intervals (`dict[str, list[float]]`): by metric `[low, high]`, per cent; see `interval_rule`.
-        counts (`dict[str, int]`): how many items of each kind the metrics are over: `num_inter` for `inter`.
-        num_frames (`int`, *optional*): frames per clip; `None` where no clip was seen (a prediction file).
-        scoring_rule, crop, window_rule, tie_rule (`str`, *optional*): the protocol in words.
-        failures (`dict`): `policy`, `num_failed`, `num_items_affected`, `first` (some, with path and reason).
-        dataset (`str`, *optional*): what was evaluated on, where it is not the published data.
-        frame_order (`str`, *optional*): order of the frames, see [`frame_order`].
-        condition (`str`, *optional*): what was done to the input, such as `frames shuffled`. Such numbers stay out of
-            the metadata of a model card.
-        details (`dict`): settings of this benchmark alone (prompts, files, data type).
-        checkpoint (`str`): Hub name or base name of the folder; checkpoint_sha256 (`str`): of its weight files.
-        package_version, commit, command, date, machine (`str`): what made it.
+        metrics (`dict[str, float]`): All metrics by name, in per cent. A metric without items is left out.
+        primary_metrics (`list[str]`): Names of the metrics that papers report for this benchmark.
+        num_items (`int`): Number of questions, queries or clips.
+        scoring_mode (`str`): `dual`, `fusion`, `ensemble`, `zero-shot`, `head`, …
+        intervals (`dict[str, list[float]]`): `[low, high]` of a metric, in per cent; see `interval_rule`.
+        counts (`dict[str, int]`): Number of items of each kind, such as `num_inter` for the metric `inter`.
+        num_frames (`int`, *optional*): Frames per clip; `None` if no clip was read (a prediction file).
+        scoring_rule, crop, window_rule, tie_rule (`str`, *optional*): The protocol in words.
+        failures (`dict`): `policy`, `num_failed`, `num_items_affected`, and `first` (some, with path and reason).
+        dataset (`str`, *optional*): Name of the data, if it is not the published data.
+        frame_order (`str`, *optional*): Order of the frames, see [`frame_order`].
+        condition (`str`, *optional*): Change of the input, such as `frames shuffled`. Such numbers are left out of the
+            metadata of a model card.
+        details (`dict`): Settings of this benchmark alone (prompts, files, data type).
+        checkpoint (`str`): Hub name or base name of the folder.
+        checkpoint_sha256 (`str`): Hash of its weight files.
+        package_version, commit, command, date, machine (`str`): Origin of the report.
     """
 
     benchmark: str
@@ -120,7 +122,7 @@ class EvaluationReport:
         **fields,
     ) -> "EvaluationReport":
         """
-        From what the metric functions return: whole numbers are counts; metrics and intervals of no item are left out.
+        A report of the results of the metric functions. Integers are counts; metrics without items are left out.
         """
         counts = {name: value for name, value in numbers.items() if isinstance(value, int)}
         metrics = {name: value for name, value in numbers.items() if isinstance(value, float)}
@@ -134,12 +136,12 @@ class EvaluationReport:
         )
 
     def numbers(self) -> dict[str, int | float]:
-        """Metrics, counts and `num_frames`, flat, as a Trainer logs them."""
+        """Metrics, counts and `num_frames` in one `dict`, as a Trainer logs them."""
         frames = {} if self.num_frames is None else {"num_frames": self.num_frames}
         return {**self.metrics, **self.counts, **frames}
 
     def shown(self) -> dict[str, float]:
-        """The metrics that papers report; all of them if the report does not name these."""
+        """The primary metrics, or all metrics if the report names no primary ones."""
         return {name: self.metrics[name] for name in self.primary_metrics or self.metrics}
 
     def with_origin(
@@ -150,15 +152,15 @@ class EvaluationReport:
         device: torch.device | None = None,
     ) -> "EvaluationReport":
         """
-        With the checkpoint, this package, the command and today's date.
+        A copy with the checkpoint, the version of this package, the command and today's date.
 
         Reports are published with a model, so folders and files are named by their base names only.
 
         Args:
-            checkpoint (`str`, *optional*): as the user named it.
-            folder (*optional*): where its weights are.
-            command (sequence of `str`): the words of the command line.
-            device (`torch.device`, *optional*): what the model ran on.
+            checkpoint (`str`, *optional*): Name of the checkpoint as the user gave it.
+            folder (*optional*): Folder of its weights.
+            command (sequence of `str`): Words of the command line.
+            device (`torch.device`, *optional*): Device that the model ran on.
         """
         from .. import __version__
 
@@ -174,7 +176,7 @@ class EvaluationReport:
         )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the JSON, whole or not at all."""
+        """Writes the JSON atomically."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
@@ -185,7 +187,7 @@ class EvaluationReport:
         Reads the JSON.
 
         Raises:
-            ValueError: It is not an evaluation report; the file and the field are named.
+            ValueError: The file is not an evaluation report; the message names the file and the field.
         """
         path = os.fspath(path)
         try:
@@ -195,7 +197,7 @@ class EvaluationReport:
 
     @classmethod
     def from_dict(cls, content: dict) -> "EvaluationReport":
-        """From what the JSON holds. A file without `schema_version` is read as one of the present version."""
+        """A report from the content of the JSON. Without `schema_version`, the current version is assumed."""
         if not isinstance(content, dict):
             raise ValueError(f"expected a JSON object, got {type(content).__name__}.")
         version = content.get("schema_version", SCHEMA_VERSION)
@@ -207,18 +209,18 @@ class EvaluationReport:
         unknown = sorted(content.keys() - {f.name for f in dataclass_fields(cls)})
         if unknown:
             raise ValueError(f"it has the unknown field(s) {unknown}.")
-        # What is null in the file was not recorded, as if it were missing.
+        # A field that is null was not recorded, as if it were missing.
         return cls(**{name: value for name, value in content.items() if value is not None})
 
     @classmethod
     def read(cls, source: "EvaluationReport | dict | str | os.PathLike") -> "EvaluationReport":
-        """A report as it is, from what the JSON holds, or from the path of the JSON."""
+        """Returns a report unchanged, or reads it from the content or the path of a JSON."""
         if isinstance(source, cls):
             return source
         return cls.from_dict(source) if isinstance(source, dict) else cls.load(source)
 
     def table(self) -> str:
-        """Own numbers, the papers' metric first, then published ones, which are marked as such."""
+        """The measured numbers, primary metrics first, and then published ones, which are marked as such."""
         how = [self.scoring_mode or "scoring mode not recorded"]
         how += [f"{self.num_frames} frames"] if self.num_frames else []
         how += [part for part in (self.dataset, self.condition) if part]
@@ -235,7 +237,7 @@ class EvaluationReport:
         if self.failures.get("num_failed"):
             lines.append(
                 f"  {self.failures['num_failed']} clips could not be read; "
-                f"{self.failures['num_items_affected']} items count as wrong for it"
+                f"{self.failures['num_items_affected']} items count as wrong because of it"
             )
         published = [entry for entry in PUBLISHED if entry.benchmark == self.benchmark]
         if published:
@@ -248,7 +250,7 @@ class EvaluationReport:
 
 def without_folders(word: str) -> str:
     """
-    A word of a command line, with a path in it cut to its base name: folders tell the user's name and habits.
+    A word of a command line in which a path is cut to its base name, because folders may contain personal names.
 
     `--output=/home/me/out.json` becomes `--output=out.json`; a Hub name such as `user/model` stays.
     """
@@ -263,7 +265,7 @@ def without_folders(word: str) -> str:
 
 
 def _machine(device: torch.device | None) -> str:
-    """Kind of processor and of accelerator; no host name."""
+    """The kind of processor and accelerator, without the host name."""
     if device is not None and torch.device(device).type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"{platform.machine()} CPU, {platform.system()}, torch {torch.__version__}"

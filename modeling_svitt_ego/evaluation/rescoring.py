@@ -1,7 +1,7 @@
-"""What can be done to a matrix of scores before it is ranked. Each changes the protocol, so each has a name.
+"""Changes of a matrix of scores before the ranking. Each of them changes the protocol, so each has a name.
 
-`dual` ranks by the scores as they are. `dual-softmax` lets the queries of a test set compete for its items. `rerank`
-orders the best few of every ranking by a slower and better model, such as the fusion tower.
+`dual` ranks by the unchanged scores. `dual-softmax` lets the queries of a test set compete for its items. `rerank`
+orders the first items of every ranking by a slower and better model, such as the fusion tower.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 
 def dual_softmax(scores: np.ndarray, temperature: float = 0.05) -> np.ndarray:
     """
-    Scores that are high only where row and column choose each other (CAMoE, arXiv:2109.04290).
+    Scores that are high only if row and column select each other (CAMoE, arXiv:2109.04290).
 
     Returns the log of softmax over the columns times softmax over the rows. It uses all queries of the test set at
     once, which a user with one query cannot do; published tables mix numbers with and without it.

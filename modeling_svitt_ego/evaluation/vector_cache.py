@@ -1,4 +1,4 @@
-"""Vectors by key, kept on disk: an evaluation that was stopped goes on, and a second one decodes nothing again."""
+"""Vectors by key on disk: an interrupted evaluation continues from them, and a second one decodes nothing."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ class VectorCache:
     """
     Float32 vectors by text key, in memory and, with a folder, on disk.
 
-    Several processes may write to one folder: each writes its own files, whole or not at all.
+    Several processes may write to one folder: each atomically writes its own files.
 
     Args:
-        folder (`str`, *optional*): folder of caches; this one takes a sub-folder named after `made_by`.
-        made_by (`dict[str, str]`): all that the vectors depend on apart from their key, such as the fingerprints of
-            the weights and of the transform.
+        folder (`str`, *optional*): Folder of caches; this one uses a sub-folder that is named by a hash of `made_by`.
+        made_by (`dict[str, str]`): Everything that the vectors depend on apart from their key, such as the
+            fingerprints of the weights and of the transform.
     """
 
     def __init__(self, folder: str | os.PathLike | None, made_by: dict[str, str]):
@@ -37,14 +37,14 @@ class VectorCache:
         text = json.dumps(made_by, sort_keys=True)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         make_cache_folder(self.folder, "Name another folder, or none to keep no vectors.")
-        # For people who look into the folder; the name alone decides.
+        # For people who look into the folder. The cache is found by its name.
         write_json(self.folder / "made_by.json", dict(sorted(made_by.items())))
         for path in sorted(self.folder.glob("*.npz")):
             try:
                 with np.load(path, allow_pickle=False) as part:
                     self._rows.update(zip(part["keys"].tolist(), part["rows"]))
             except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                logger.warning("%s is damaged (%s): it is removed and its vectors are computed again.", path, error)
+                logger.warning("%s is damaged (%s): it is deleted, and its vectors are computed again.", path, error)
                 path.unlink()
 
     def __contains__(self, key: str) -> bool:
@@ -60,11 +60,11 @@ class VectorCache:
         return list(self._rows)
 
     def merge(self, keys: Sequence[str], rows: np.ndarray) -> None:
-        """Take what another process has computed and written."""
+        """Adds vectors that another process has computed and written."""
         self._rows.update(zip(keys, rows))
 
     def add(self, keys: Sequence[str], rows: np.ndarray) -> None:
-        """Keep `rows` `(len(keys), dim)`; they reach the disk with `write`."""
+        """Adds `rows` of shape `(len(keys), dim)`; `write` writes them to the disk."""
         rows = np.asarray(rows, dtype=np.float32)
         if rows.ndim != 2 or len(rows) != len(keys):
             raise ValueError(f"{len(keys)} keys do not belong to vectors of shape {rows.shape}.")
@@ -75,7 +75,7 @@ class VectorCache:
         self._unwritten += keys
 
     def write(self) -> None:
-        """What is new since the last time, as one more file."""
+        """Writes the vectors that were added since the last call to a new file."""
         if self.folder is None or not self._unwritten:
             return
         rows = np.stack([self._rows[key] for key in self._unwritten])

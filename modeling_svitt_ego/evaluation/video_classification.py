@@ -1,7 +1,7 @@
 """Video classification: zero-shot by prompts of the classes, or by a trained classifier with one head or several.
 
-Zero-shot, a class's text embedding is the mean of its prompts' (every template with every word of the class),
-normalised; the score of a clip is its cosine with that.
+In zero-shot classification, the embedding of a class is the normalised mean over its prompts (every template with
+every word of the class), and the score of a clip is its cosine with that embedding.
 """
 
 import os
@@ -46,8 +46,8 @@ def make_tasks(
     templates: dict[str, Sequence[str]] | None = None,
 ) -> list[Task]:
     """
-    What can be asked of these clips: `label`, or `verb`, `noun` and `action` as far as the taxonomies go. The classes
-    of `action` are the pairs that occur. Without a taxonomy, the heads whose classes the benchmark's files name.
+    The tasks that these clips have labels for: `label`, or `verb`, `noun` and `action` if their taxonomies are given.
+    The classes of `action` are the pairs that occur. Without a taxonomy, the tasks whose classes the files name.
     """
     templates = {**TEMPLATES, **(templates or {})}
     for name, group in templates.items():
@@ -109,7 +109,7 @@ def class_embeddings(encoder: Encoder, model: nn.Module, prompts: Sequence[Seque
 
 
 class ClassificationEvaluator(ClipEvaluator):
-    """What the two ways of classifying labelled clips share: see [`ZeroShotEvaluator`] and [`HeadEvaluator`]."""
+    """Base class of [`ZeroShotEvaluator`] and [`HeadEvaluator`]."""
 
     benchmark = "video-classification"
 

@@ -1,7 +1,7 @@
-"""Views of a test clip: several sets of frames, crops and the mirror image, whose vectors or logits are averaged.
+"""Views of a test clip (sets of frames, crops, the mirror image), whose vectors or logits are averaged.
 
-Each view costs a forward of the video tower. A mirrored clip contradicts "left" and "right" in a narration, and papers
-report it all the same for EPIC-KITCHENS-100; so the report names the views.
+Each view costs a forward of the video tower. A mirrored clip contradicts "left" and "right" in a narration, but papers
+report it for EPIC-KITCHENS-100, so the report names the views.
 """
 
 from dataclasses import dataclass

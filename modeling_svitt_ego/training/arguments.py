@@ -1,4 +1,4 @@
-"""The options of a training run: `TrainingArguments` with the published recipe and our own fields."""
+"""The options of a training run: `TrainingArguments` with the published recipe and the fields of this package."""
 
 import os
 from dataclasses import dataclass, field
@@ -15,35 +15,35 @@ class SViTTEgoTrainingArguments(TrainingArguments):
     Args:
         scene_aware_negatives (`bool`): half of each batch are partners, each from the same video and the same 60
             seconds as a clip of the other half (EgoVLP, arXiv:2206.01670): hard negatives that share the background.
-        shared_noun_share (`float`): without scene-aware negatives, share of the batches whose clips all share a noun,
-            so that only the verb tells them apart.
-        scene_seconds (`float`): how near in time a partner is: both start in the same window of this many seconds.
+        shared_noun_share (`float`): without scene-aware negatives, share of the batches whose clips all share a noun
+            and differ by their verb.
+        scene_seconds (`float`): length of a scene: a clip and its partner start in the same window of this length.
         muon_learning_rate (`float`, *optional*): trains the layers' weight matrices with Muon at this rate and the
             rest with AdamW at `learning_rate` (optimization.py), for training from scratch.
         contrastive_batch_size (`int`, *optional*): clips that are contrasted with each other, over all processes. Each
             process takes its share in micro-batches of `per_device_train_batch_size` by gradient caching: loss and
-            gradients are those of the large batch, device memory is that of a micro-batch (gradient_caching.py says
-            what it costs on the host). Without it, the batches of all processes are contrasted:
+            gradients are those of the large batch, and the device memory is that of a micro-batch
+            (gradient_caching.py gives the cost on the host). Without it, the batches of all processes are contrasted:
             `per_device_train_batch_size` times the number of processes.
-        contrastive_weight, vtm_weight, mlm_weight (`float`, *optional*): weights of the objectives; the model's
-            configuration decides where they are not given. An objective of weight 0 is not computed.
+        contrastive_weight, vtm_weight, mlm_weight (`float`, *optional*): weights of the objectives; those of the
+            model's configuration if not given. An objective of weight 0 is not computed.
         temporal_stages (`str`, *optional*): `start:num_frames:keep_rate:num_random_blocks` for each stage, e.g.
             `"0:4:0.7:3,0.5:8:0.6:5"`; see temporal_stages.py.
-        vision_learning_rate, text_learning_rate, fusion_learning_rate (`float`, *optional*): of one tower;
-            `learning_rate` where not given.
-        layer_decay (`float`, *optional*): each layer of a tower learns at this factor times the rate of the layer
-            above (parameter_groups.py); 1 or not given: all at the same rate.
+        vision_learning_rate, text_learning_rate, fusion_learning_rate (`float`, *optional*): learning rate of one
+            tower; `learning_rate` if not given.
+        layer_decay (`float`, *optional*): factor from the learning rate of a layer to that of the layer below
+            (parameter_groups.py); all layers have the same rate if it is 1 or not given.
         frozen_towers (`str`, *optional*): towers that are not trained, comma separated: `vision`, `text`, `fusion`.
         ema_decay (`float`, *optional*): keeps an exponential moving average of the weights, such as 0.999. Evaluation
-            uses it, checkpoints hold it next to the weights, and the trained model has it.
-        overwrite_output_dir (`bool`): start over in a folder that holds checkpoints, which are deleted. Otherwise such
-            a run is refused.
-        resume_changed (`bool`): resume although data, seed, batch or number of processes differ from those of the run
-            that wrote the checkpoint. Another vocabulary is always refused.
-        dataloader_drop_last (`bool`): of training only, where an incomplete contrastive batch has another loss.
-            Evaluation and prediction keep every row.
-        logging_nan_inf_filter (`bool`): off: a loss that is not finite stops the run and names its clips.
-        ddp_find_unused_parameters (`bool`): off: parameters that no objective reaches are frozen instead.
+            uses the average, checkpoints contain both, and the trained model has the average.
+        overwrite_output_dir (`bool`): start in a folder with checkpoints of another run, which are deleted. Otherwise
+            such a run is refused.
+        resume_changed (`bool`): resume although data, seed, batch size or number of processes differ from those of
+            the run that wrote the checkpoint. Another vocabulary is always refused.
+        dataloader_drop_last (`bool`): applies to training only, where an incomplete contrastive batch has another
+            loss. Evaluation and prediction keep every row.
+        logging_nan_inf_filter (`bool`): off, because a loss that is not finite stops the run and names its clips.
+        ddp_find_unused_parameters (`bool`): off, because parameters that no objective reaches are frozen.
     """
 
     learning_rate: float = field(default=3e-5)
@@ -51,31 +51,56 @@ class SViTTEgoTrainingArguments(TrainingArguments):
     scene_aware_negatives: bool = field(
         default=True, metadata={"help": "Half of each batch are clips from the same scenes as the other half."}
     )
-    scene_seconds: float = field(default=60.0, metadata={"help": "Length of a scene, in seconds."})
-    shared_noun_share: float = field(default=0.0, metadata={"help": "Share of batches of clips with one noun."})
-    muon_learning_rate: float | None = field(default=None, metadata={"help": "Muon's, for the layers' matrices."})
+    scene_seconds: float = field(default=60.0, metadata={"help": "Length of a scene in seconds."})
+    shared_noun_share: float = field(
+        default=0.0,
+        metadata={"help": "Without scene-aware negatives: share of the batches whose clips all have one noun."},
+    )
+    muon_learning_rate: float | None = field(
+        default=None, metadata={"help": "Train the weight matrices of the layers with Muon at this learning rate."}
+    )
     # The collator runs the processor and needs every column.
     remove_unused_columns: bool = field(default=False)
-    # A contrastive batch that is not full has another loss, and processes must have equally many rows.
+    # An incomplete contrastive batch has another loss, and all processes must have the same number of rows.
     dataloader_drop_last: bool = field(default=True)
-    contrastive_batch_size: int | None = field(default=None, metadata={"help": "Clips contrasted, all processes."})
+    contrastive_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Clips that are contrasted with each other, over all processes (gradient caching)."},
+    )
     contrastive_weight: float | None = field(default=None, metadata={"help": "Weight of EgoNCE."})
     vtm_weight: float | None = field(default=None, metadata={"help": "Weight of video-text matching."})
     mlm_weight: float | None = field(default=None, metadata={"help": "Weight of masked language modelling."})
     temporal_stages: str | None = field(
-        default=None, metadata={"help": "start:num_frames:keep_rate:num_random_blocks of each stage, comma separated."}
+        default=None,
+        metadata={
+            "help": "Stages with more and more frames: start:num_frames:keep_rate:num_random_blocks of each stage, "
+            "separated by commas."
+        },
     )
-    vision_learning_rate: float | None = field(default=None, metadata={"help": "Of the video tower."})
-    text_learning_rate: float | None = field(default=None, metadata={"help": "Of the text tower."})
-    fusion_learning_rate: float | None = field(default=None, metadata={"help": "Of the fusion tower."})
-    layer_decay: float | None = field(default=None, metadata={"help": "Learning rate of a layer to the one above."})
-    frozen_towers: str | None = field(default=None, metadata={"help": "Not trained: vision, text, fusion."})
-    ema_decay: float | None = field(default=None, metadata={"help": "Of a moving average of the weights."})
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the video tower; learning_rate if not given."}
+    )
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the text tower; learning_rate if not given."}
+    )
+    fusion_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the fusion tower; learning_rate if not given."}
+    )
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Factor from the learning rate of a layer to that of the layer below."}
+    )
+    frozen_towers: str | None = field(
+        default=None, metadata={"help": "Towers that are not trained: vision, text, fusion, separated by commas."}
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Decay of an exponential moving average of the weights, such as 0.999."}
+    )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Delete the checkpoints of another run in output_dir and start over."}
+        default=False, metadata={"help": "Delete the checkpoints of another run in output_dir and start again."}
     )
     resume_changed: bool = field(
-        default=False, metadata={"help": "Resume although data, seed, batch or processes are not the stopped run's."}
+        default=False,
+        metadata={"help": "Resume although data, seed, batch size or number of processes have changed."},
     )
     logging_nan_inf_filter: bool = field(default=False)
     ddp_find_unused_parameters: bool | None = field(default=False)
@@ -94,7 +119,7 @@ class SViTTEgoTrainingArguments(TrainingArguments):
                 f"contrastive_batch_size ({size}) must be a multiple of the number of processes ({world}) and at "
                 f"least per_device_train_batch_size ({rows}) on each."
             )
-        # The Trainer then reads this many micro-batches per step, and exchanges gradients after the last.
+        # The Trainer reads this many micro-batches per step, and exchanges gradients after the last one.
         micro_batches = -(-self.contrastive_share // rows)
         if self.gradient_accumulation_steps not in (1, micro_batches):
             raise ValueError(
@@ -105,12 +130,12 @@ class SViTTEgoTrainingArguments(TrainingArguments):
 
     @property
     def contrastive_share(self) -> int:
-        """Clips of a contrastive batch that each process takes."""
+        """Number of clips of a contrastive batch in each process."""
         return self.contrastive_batch_size // self.world_size
 
 
 def _refuse_lost_processes(world_size: int) -> None:
-    """Raises if a launcher was asked for several processes and this one does not know of the others."""
+    """Raises an error if a launcher should start several processes but this process knows of no others."""
     if world_size > 1:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -121,6 +146,6 @@ def _refuse_lost_processes(world_size: int) -> None:
     # accelerate sets the address of a main process only if it was asked for several.
     if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         raise ValueError(
-            "accelerate launch --cpu starts one process, whatever --num_processes says. For several on a CPU use "
-            "torchrun --nproc_per_node 2 SCRIPT …"
+            "accelerate launch --cpu starts one process, whatever --num_processes says. To start several processes on "
+            "a CPU, use torchrun --nproc_per_node 2 SCRIPT …"
         )

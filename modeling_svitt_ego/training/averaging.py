@@ -48,7 +48,7 @@ class AveragedWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights, if there has been an update; may be nested."""
+        """Inside the context, the model has the averaged weights, if there was an update. Contexts may be nested."""
         if not self.num_updates or self.is_in_place:
             yield
             return

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent: written to another folder, flushed to the disk and renamed.
+"""Atomic checkpoints: they are written to another folder, flushed to the disk and renamed.
 
-The Trainer writes into `checkpoint-N` itself: a kill in the middle leaves half a checkpoint, which `resume` takes for
-the newest.
+The Trainer writes directly into `checkpoint-N`. If it is killed meanwhile, it leaves an incomplete checkpoint, from
+which the next run would resume.
 """
 
 import shutil
@@ -22,7 +22,7 @@ class CheckpointsWrittenAside:
     For a `Trainer` with `run_facts()`: checkpoints are written to `unfinished/checkpoint-N` with a manifest, flushed
     to the disk and renamed.
 
-    Raises [`CheckpointError`] with the free space and the newest whole checkpoint if one cannot be written.
+    If a checkpoint cannot be written, [`CheckpointError`] names the free space and the newest undamaged checkpoint.
     """
 
     _run_dir: str | None = None
@@ -97,8 +97,8 @@ def put_in_place(aside: Path, final: Path) -> None:
 
 def name_code_of_sharded(model) -> None:
     """
-    FSDP 2 wraps the model's class in a class of its own, made in a module of PyTorch; `save_pretrained` then copies
-    that module into the folder as the model's code. The class is given the module of the one that it wraps.
+    FSDP 2 wraps the class of the model in a new class whose module is one of PyTorch, and `save_pretrained` would copy
+    that module into the folder as the code of the model. This sets the module of the wrapper to that of the model.
     """
     wrapper = type(model)
     if wrapper.__name__.startswith("FSDP") and wrapper.__module__.startswith("torch."):

@@ -1,8 +1,8 @@
 """Evaluation and prediction without an evaluator: every clip of a set is compared with every narration of it.
 
-`eval_loss` is the contrastive loss of the whole set at once, as if it were one batch. A mean of the losses of single
-batches would depend on the batch size and on the number of processes, and an incomplete last batch would count too
-much. It is not weighted, and holds neither matching nor masked language modelling.
+`eval_loss` is the contrastive loss of the whole set as one batch. A mean over the losses of batches would depend on
+the batch size and on the number of processes, and an incomplete last batch would count too much. The loss is not
+weighted, and contains neither matching nor masked language modelling.
 """
 
 import copy

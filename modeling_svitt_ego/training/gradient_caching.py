@@ -110,7 +110,7 @@ class RandomState:
 
     @contextmanager
     def replayed(self):
-        """Inside, random numbers repeat from here; outside, they go on as if nothing had been drawn."""
+        """Inside the context, random numbers repeat from this state; outside, they continue as if none were drawn."""
         devices = {} if self.device is None else {"device_type": self.device.type}
         with torch.random.fork_rng([] if self.device is None else [self.device], **devices):
             torch.set_rng_state(self.cpu)
@@ -148,7 +148,7 @@ class TokenStates:
 
 @dataclass
 class MicroBatch:
-    """What is kept of a micro-batch between its two passes, besides its clips."""
+    """The part of a micro-batch that is kept between its two passes, apart from its clips."""
 
     number: int
     first: int  # its first row in the share

@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: which files it has, and which run wrote it.
 
-A resumed run must continue the run that was stopped. Without this list, a missing optimizer state, another seed or
-another table of clips would only show in the loss curve.
+A resumed run must continue the interrupted one. Without this list, a missing optimizer state, another seed or another
+table of clips would only be visible in the loss curve.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def checkpoint_number(folder: Path) -> int | None:
 
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
-    """The checkpoint folders of a run, the newest first, whole or not."""
+    """The checkpoint folders of a run, from the newest to the oldest, also damaged ones."""
     if not run_dir.is_dir():
         return []
     numbered = [(number, path) for path in run_dir.iterdir() if (number := checkpoint_number(path)) is not None]
@@ -78,7 +78,7 @@ def read_manifest(folder: Path) -> dict | None:
 
 def damage(folder: Path, num_processes: int) -> list[str]:
     """
-    What keeps a checkpoint from being resumed: files that are missing, cut short or changed. Empty if it is whole.
+    The reasons why a checkpoint cannot be resumed: missing, truncated or changed files. Empty if there are none.
 
     Args:
         num_processes (`int`): each process has saved a random state.
@@ -107,7 +107,7 @@ def _changed(folder: Path, name: str, saved: dict) -> str | None:
 
 
 def _unreadable(path: Path) -> str | None:
-    """Without a manifest: what the file format itself says of a file that was cut short."""
+    """Without a manifest: the error of a file whose format shows that it was truncated."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt"):
@@ -122,7 +122,7 @@ def _unreadable(path: Path) -> str | None:
 
 
 def _lacking(files: set[str], num_processes: int) -> list[str]:
-    """Kinds of files without which a run would restart some part of its state silently."""
+    """The kinds of files that are missing, without which a run would silently restart part of its state."""
     states = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{rank}.pth" for rank in range(num_processes)]
     found = [f"it has no {name}" for name in ("trainer_state.json", "scheduler.pt", *states) if name not in files]
     if not any(_WEIGHTS.fullmatch(name.split("/")[0]) for name in files):

@@ -14,8 +14,8 @@ from ..model.clip_reading import ClipReadError
 
 def make_batch_sampler(dataset: EgoClipDataset, args, batch_size: int, **common) -> SeededBatchSampler:
     """
-    The sampler that the arguments ask for. The data set is given the scenes, too: what replaces an unreadable clip
-    then comes from the same scene.
+    The sampler that the arguments request. The data set also receives the scenes, so that an unreadable clip is
+    replaced by one of the same scene.
 
     Args:
         args ([`SViTTEgoTrainingArguments`]).
@@ -35,7 +35,7 @@ def make_batch_sampler(dataset: EgoClipDataset, args, batch_size: int, **common)
 
 @dataclass
 class ReadingFailed:
-    """Takes the place of an example, and then of its batch, on the way from a worker to the main process."""
+    """Replaces an example, and then its batch, on the way from a worker to the main process."""
 
     error: Exception
 

@@ -182,7 +182,7 @@ class FollowSchedules(TrainerCallback):
     """
     Tells the objectives how far the run is before each step, and sets the temperature if it has a schedule.
 
-    Both are functions of the step's number, so a resumed run goes on with the same values.
+    Both are functions of the step number, so a resumed run continues with the same values.
 
     Args:
         objectives: those of the model; the ones with a `progress` follow.

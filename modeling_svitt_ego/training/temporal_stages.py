@@ -59,14 +59,14 @@ def parse_stages(text: str) -> list[Stage]:
 
 
 def vision_config_with(model, num_frames: int, keep_rate: float, num_random_blocks: int | None):
-    """A copy of the video tower's configuration with other fields; raises where they do not go together."""
+    """A copy of the video tower's configuration with other fields; raises an error if they are not compatible."""
     config = model.config.vision_config
     changes = {"num_frames": num_frames, "keep_rate": keep_rate, "num_random_blocks": num_random_blocks}
     return type(config).from_dict(config.to_dict() | changes)
 
 
 def apply_sparsity(model, num_frames: int, keep_rate: float, num_random_blocks: int | None) -> None:
-    """Makes clips of `num_frames` frames the model's own; the combination is checked as a whole first."""
+    """Changes the number of frames and the sparsity of a model, after a check that the settings are compatible."""
     config = model.config.vision_config
     vision_config_with(model, num_frames, keep_rate, num_random_blocks)  # raises if the fields do not go together
     before = config.num_random_blocks
@@ -102,9 +102,9 @@ class TrainsInStages:
         if not self.stages:
             return
         if self.args.load_best_model_at_end or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("temporal_stages go neither with load_best_model_at_end nor with FSDP or DeepSpeed.")
+            raise ValueError("temporal_stages cannot be combined with load_best_model_at_end, FSDP or DeepSpeed.")
         if self.core is not self.model:
-            raise ValueError("temporal_stages change the bias tables and do not go with PEFT.")
+            raise ValueError("temporal_stages change the bias tables and cannot be combined with PEFT.")
         for stage in self.stages:  # a later stage that does not fit would only show when the ones before have trained
             try:
                 vision_config_with(self.core, stage.num_frames, stage.keep_rate, stage.num_random_blocks)
@@ -137,7 +137,7 @@ class TrainsInStages:
         )
 
     def set_frames(self, num_frames: int, keep_rate: float, num_random_blocks: int | None) -> None:
-        """In the model and in everything that makes clips for it."""
+        """Sets the number of frames in the model and in the data sets and processors that make clips for it."""
         apply_sparsity(self.core, num_frames, keep_rate, num_random_blocks)
         evaluators = [] if self.evaluator is None else list(by_name(self.evaluator).values())
         datasets = [getattr(evaluator, "dataset", None) for evaluator in evaluators]

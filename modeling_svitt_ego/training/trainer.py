@@ -1,8 +1,8 @@
 """A thin Trainer: scene-aware batches, contrast across processes, a log of the loss parts, EgoMCQ as evaluation.
 
-In training/: exact large batches in gradient_caching.py, whole checkpoints in checkpoints.py, what a resumed run must
-share with the stopped one in resuming.py, Ctrl-C and SIGTERM in leaving.py, evaluation without an evaluator in
-evaluating.py, stages of more and more frames in temporal_stages.py, the summary and the curves in run_summary.py.
+Its parts are in training/: exact large batches in gradient_caching.py, atomic checkpoints in checkpoints.py, checks of
+resumed runs in resuming.py, Ctrl-C and SIGTERM in leaving.py, evaluation without an evaluator in evaluating.py, stages
+with more and more frames in temporal_stages.py, and the summary and the curves in run_summary.py.
 """
 
 import time
@@ -121,9 +121,9 @@ class SViTTEgoTrainer(
 
     def _end_workers(self) -> None:
         """
-        Lets go of the loader, whose worker processes end with its last reference.
+        Releases the loader, whose worker processes end with its last reference.
 
-        Left to Python's garbage collector, they would end in an order in which each costs 5 seconds.
+        If Python's garbage collector released it, the workers would end in an order in which each takes 5 seconds.
         """
         self._cached = None
         if self._epoch_iterator is not None:
@@ -236,7 +236,7 @@ class SViTTEgoTrainer(
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _warn_without_negatives(self, loss_info: dict) -> None:
-        """Says once that a batch teaches nothing: a contrastive loss of 0 means that no row had a negative."""
+        """Warns once about a batch without negatives, whose contrastive loss of 0 trains nothing."""
         if self._warned_without_negatives or loss_info.get("contrastive") is None or loss_info["contrastive"] != 0:
             return
         self._warned_without_negatives = True
@@ -271,7 +271,7 @@ class SViTTEgoTrainer(
         return {"scene_partners": of_scene / (of_scene + others)} if of_scene + others else {}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The evaluators' metrics, and those of the whole evaluation set (evaluating.py) if one was given."""
+        """Metrics of the evaluators, and of the evaluation set (evaluating.py) if there is one."""
         with self.weights_to_evaluate():
             if self.evaluator is None:
                 return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)

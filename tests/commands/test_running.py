@@ -1,5 +1,6 @@
 """How commands and example scripts end: mistakes and interrupts in one line, no process left behind."""
 
+import errno
 import os
 import shlex
 import signal
@@ -29,10 +30,11 @@ def ends(error):
     [
         (ValueError("one\n  two"), 2, "svitt-ego test: one two"),
         (FileNotFoundError("There is no 'x'."), 2, "svitt-ego test: There is no 'x'."),
+        (OSError(errno.ENOSPC, "no"), 2, "svitt-ego test: the disk is full; make space and run it again"),
         (KeyboardInterrupt(), 130, "svitt-ego test: interrupted; all is kept; go on with: svitt-ego test"),
         (Terminated(), 143, "svitt-ego test: terminated; all is kept; go on with: svitt-ego test"),
     ],
-    ids=["value", "file", "interrupt", "terminate"],
+    ids=["value", "file", "disk", "interrupt", "terminate"],
 )
 def test_one_line_and_a_status(capsys, monkeypatch, error, status, line):
     monkeypatch.delenv("SVITT_EGO_DEBUG", raising=False)
