@@ -101,6 +101,12 @@ class EgoClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
+    def __repr__(self) -> str:
+        return (
+            f"EgoClipDataset({len(self):,} clips, num_frames={self.num_frames}, num_views={self.num_views}, "
+            f"sampling={self.sampling!r}, on_error={self.on_error!r}, store={self.store!r})"
+        )
+
     @property
     def epoch(self) -> int:
         return int(self._epoch[0])

@@ -1,1 +1,1 @@
-"""What a trained encoder computes over whole videos: window features, search, temporal grounding."""
+"""Applications of a trained encoder to whole videos: window features, search, temporal grounding."""

@@ -1,4 +1,4 @@
-"""EgoNLQ queries with the features of their clips: what the grounding head trains and predicts on."""
+"""EgoNLQ queries with the features of their clips, on which the grounding head is trained and evaluated."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class EgoNLQFeatures(Dataset):
             of them must fit: 1.875 rows of `dim` float32 a second of video.
 
     Attributes:
-        num_without_text, num_without_features (`int`): queries left out: without text; of videos that could not be
-            read when features were made. Count them as missed.
+        num_without_text, num_without_features (`int`): Number of queries that are left out because they have no text,
+            or because their video could not be read when the features were made. Count them as missed.
     """
 
     def __init__(self, rows: Iterable[dict], folder: FeatureFolder | str | os.PathLike, keep_in_memory: bool = False):
@@ -52,7 +52,7 @@ class EgoNLQFeatures(Dataset):
             )  # fmt: skip
         self._cells = {row["clip_uid"]: self._cells_of(row) for row in self.rows}
         self._kept: dict[tuple[str, str], object] | None = {} if keep_in_memory else None
-        # What is asked twice of a clip has more than one right answer; to call the others wrong would teach nonsense.
+        # A query that is asked twice about a clip has several right answers, and none of them may count as wrong.
         self._answers: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
         for row in self.rows:
             if row["answer_start"] is not None:
@@ -110,9 +110,9 @@ class EgoNLQFeatures(Dataset):
         return [[float(cells[first, 0]), float(cells[last, 1])] for first, last in spans]
 
     def _cells_of(self, row: dict) -> tuple[int, np.ndarray]:
-        """The clip's first cell in its video, and its cells in seconds of the clip."""
+        """The index of the first cell of the clip in its video, and the cells of the clip in its seconds."""
         cells = self.folder.cells(row["video_uid"])
-        # A cell that the clip only grazes, by rounding, is not the clip's.
+        # A cell that overlaps the clip only by a rounding error does not belong to it.
         inside = np.minimum(cells[:, 1], row["clip_end"]) - np.maximum(cells[:, 0], row["clip_start"]) > 1e-3
         if not inside.any():
             raise ValueError(

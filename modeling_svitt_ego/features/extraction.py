@@ -1,7 +1,7 @@
-"""`svitt-ego extract`: a folder of features of videos and of EgoNLQ queries; resumable, refuses to mix settings.
+"""`svitt-ego extract`: a resumable folder of features of videos and of EgoNLQ queries, all with the same settings.
 
-OUT/manifest.json           checkpoint, transforms and settings: what every file of the folder has in common
-    videos.jsonl            a line per finished video: uid, duration, num_windows, sizes, hash of its features
+OUT/manifest.json           checkpoint, transforms and settings, which all files of the folder share
+    videos.jsonl            one line per finished video: uid, duration, num_windows, sizes, hash of its features
     failures.json           videos that could not be read, with the reason; empty if none
     <video_uid>.pt          one row per cell of [0, duration), the last one included
     clips/<clip_uid>.pt     rows of the clip as VSLNet cuts them, and `feature_shapes.json`   (with `nlq`)
@@ -55,11 +55,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 class Extraction:
     """
     Args:
-        finished (`dict`): by video uid, its line of `videos.jsonl`, those of earlier runs included.
-        num_reused (`int`): how many of these are from earlier runs.
-        failures (`dict`): by video uid, why it could not be read.
-        num_texts (`int`): queries with text features.
-        num_without_text (`int`): queries that have no text, and so no features.
+        finished (`dict`): Line of `videos.jsonl` for each video uid, including videos of earlier runs.
+        num_reused (`int`): Number of these videos that are from earlier runs.
+        failures (`dict`): For each unreadable video uid, the reason.
+        num_texts (`int`): Number of queries with text features.
+        num_without_text (`int`): Number of queries without a text, which have no features.
     """
 
     finished: dict[str, dict]
@@ -83,7 +83,7 @@ def extract(
     merge: bool = False,
 ) -> Extraction:
     """
-    Write the features of a video, or of all videos of a folder, into `output`; what is finished there is kept.
+    Writes the features of a video, or of all videos in a folder, to `output`. Finished videos are not computed again.
 
     Args:
         source: a video file, or a folder; see [`find_videos`].
@@ -93,7 +93,8 @@ def extract(
             queries are embedded too.
         shard ([`Shard`], *optional*): embed this part of the videos and queries only. Shards may run at the same time
             on one folder; `merge` completes it.
-        merge (`bool`): embed nothing: check that the shards have done everything, then write what covers all videos.
+        merge (`bool`): Do not embed anything, but check that the shards are complete and write the files that cover
+            all videos.
 
     Raises:
         ValueError: `output` contains features of another checkpoint or of other settings, which are listed, or
@@ -131,7 +132,7 @@ def extract(
 
 
 def _complete(output: Path, folder: "_Finished", queries: list[dict], settings: WindowSettings, layout: str) -> None:
-    """What covers all videos, after the last of them: one manifest, HDF5's links, the clips of the queries."""
+    """Writes the files that cover all videos: one manifest, the links of HDF5, and the clips of the queries."""
     folder.merge()
     if layout == "hdf5":
         link_features(output, folder.rows)
@@ -151,7 +152,7 @@ def _check_options(layout: str, dtype: str, shard: Shard | None, merge: bool) ->
 
 
 def _embed_videos(embed, videos, folder: "_Finished", settings, batch_size: int, dtype: torch.dtype) -> dict[str, str]:
-    """Embed the videos one by one. Returns those that cannot be read, with the reason."""
+    """Embeds the videos one by one. Returns the unreadable ones with the reason."""
     failures = {}
     for video in tqdm(videos, desc="videos", unit="video"):
         try:
@@ -193,7 +194,7 @@ def _manifest(
 
 @contextmanager
 def _claimed(output: Path, manifest: dict, shard: Shard | None) -> Iterator[None]:
-    """Hold the folder, whose manifest is written, or compared with the one that is there."""
+    """Locks the folder; writes its manifest, or compares it with the existing one."""
     foreign = f"{str(output)!r} is not empty and has no {MANIFEST}: use another folder."
     if is_foreign(output, MANIFEST):
         raise ValueError(foreign)
@@ -214,7 +215,7 @@ def _claimed(output: Path, manifest: dict, shard: Shard | None) -> Iterator[None
 
 
 class _Finished:
-    """The lines of `videos.jsonl`, and of those that shards wrote, whose files have the size and hash they name."""
+    """The lines of `videos.jsonl`, also of shards, whose files have the recorded size and hash."""
 
     def __init__(self, output: Path, layout: str, shard: Shard | None):
         self.output, self.layout, self.path = output, layout, output / file_name(VIDEOS, shard)
@@ -251,7 +252,7 @@ class _Finished:
 
 
 def _check_complete(output: Path, waiting: Sequence[SourceVideo], missing_texts: list[dict]) -> dict[str, str]:
-    """What the shards could not read; an error if something else is missing."""
+    """The videos that the shards could not read. Raises an error if anything else is missing."""
     failed = {}
     for path in shard_files(output, FAILURES):
         failed |= json.loads(path.read_text(encoding="utf-8"))
@@ -334,8 +335,7 @@ def _write_texts(
 
 class FeatureFolder:
     """
-    What [`extract`] made.
-
+    A folder that [`extract`] wrote.
     ```python
     folder = FeatureFolder("features")
     folder.video("uid")        # (num_cells, dim)

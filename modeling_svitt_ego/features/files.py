@@ -1,4 +1,4 @@
-"""Feature files in the formats that EgoNLQ code bases read, written whole or not at all.
+"""Feature files in the formats that EgoNLQ code bases read, written atomically.
 
 pt      <key>.pt    one float tensor (num_windows, dim)         VSLNet; GroundNLQ's and CONE's LMDB converters
 npz     <key>.npz   "features", for texts also "token_features"  GroundNLQ's LMDB values
@@ -17,7 +17,7 @@ from ..files.writing import aside
 
 SUFFIXES = {"pt": ".pt", "npz": ".npz", "hdf5": ".h5"}
 LINKS = "features.h5"
-# What the libraries raise for a file that is not whole.
+# Errors that the libraries raise for a truncated file.
 _DAMAGE = (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
@@ -48,7 +48,7 @@ def save_features(folder: Path, key: str, layout: str, **arrays: np.ndarray) -> 
 
 
 def load_features(folder: Path, key: str, layout: str) -> dict[str, np.ndarray]:
-    """What [`save_features`] wrote for `key`.
+    """Reads the arrays that [`save_features`] wrote for `key`.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -18,7 +18,7 @@ from ..model.temporal_grounding_svitt_ego import (
 )
 from .egonlq_features import EgoNLQFeatures, collate_egonlq
 
-NUM_SPANS = 5  # R@5 is the deepest that the challenge looks
+NUM_SPANS = 5  # the challenge reports R@1 and R@5
 
 
 def config_for(data: EgoNLQFeatures, **fields) -> SViTTEgoTemporalGroundingConfig:
@@ -112,10 +112,10 @@ def write_predictions(
 
 def constant_spans(train: EgoNLQFeatures, data: EgoNLQFeatures, hits, num_steps: int = 12) -> list[list[list[float]]]:
     """
-    The best that can be said without looking: the same spans for every query.
+    The best constant prediction: the same spans for every query.
 
-    Starts and lengths are tried on a grid of the training clips' shares of duration and of the training answers'
-    lengths; the span that hits most training queries comes first, then the one that hits most of the rest.
+    Candidates are a grid of starts (as shares of the duration of the clip) and of lengths of training answers. The
+    span that hits most training queries comes first, then the one that hits most of the remaining queries.
 
     Args:
         hits (function of spans and answers): how many training queries each candidate hits, `(num_queries,)` bool.
@@ -123,7 +123,7 @@ def constant_spans(train: EgoNLQFeatures, data: EgoNLQFeatures, hits, num_steps:
     answers = _answers(train)
     durations = np.array([train.cells(i)[-1, 1] for i in range(len(train))])
     lengths = np.unique(np.quantile(answers[:, 1] - answers[:, 0], np.linspace(0, 1, num_steps)).round(3))
-    # In shares of the clip, so that long and short clips are served alike.
+    # In shares of the duration, which apply to long and to short clips.
     candidates = [(share, length) for share in np.linspace(0, 1, 4 * num_steps, endpoint=False) for length in lengths]
     table = np.array([hits(_placed(share, length, durations), answers) for share, length in candidates])
     chosen, open_queries = [], np.ones(len(answers), dtype=bool)

@@ -31,7 +31,7 @@ def cache_path(folder: Path, maker: list, source: SourceVideo) -> Path:
 
 
 def read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Cells and features, or `None` where there is no such file, or one that is damaged and has to be made again."""
+    """Cells and features; `None` if there is no such file, or if it is damaged and must be written again."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Find moments in one's own videos by a sentence.
+"""Finds moments in your own videos with a sentence.
 
 ```python
 index = VideoIndex.build(model, processor, "videos/")
@@ -36,10 +36,10 @@ DEFAULT_CACHE = Path(constants.HF_HOME) / "svitt_ego" / "video_index"
 class Moment:
     """
     Args:
-        video ([`SourceVideo`]): where; `video.uid` is its name.
-        start, end (`float`): seconds of the video.
-        peak (`float`): the second that fits best.
-        score (`float`): cosine of the query and the window there, in [-1, 1].
+        video ([`SourceVideo`]): The video; `video.uid` is its name.
+        start, end (`float`): Start and end in seconds of the video.
+        peak (`float`): Second with the highest score.
+        score (`float`): Cosine of the query and the window at the peak, in [-1, 1].
     """
 
     video: SourceVideo
@@ -64,10 +64,10 @@ class VideoIndex:
     Videos that can be searched; made by [`VideoIndex.build`].
 
     Attributes:
-        videos (list of [`IndexedVideo`]): what is searched, in the order in which it was added.
-        failures (`dict[str, str]`): path of each video that could not be read, and why.
-        vectors (`np.ndarray` of shape `(num_windows, projection_dim)`): all windows, of unit length, float32; the rows
-            of a video are consecutive.
+        videos (list of [`IndexedVideo`]): The indexed videos in the order in which they were added.
+        failures (`dict[str, str]`): Path of each video that could not be read, with the reason.
+        vectors (`np.ndarray` of shape `(num_windows, projection_dim)`): Unit vectors of all windows in float32; the
+            rows of a video are consecutive.
     """
 
     def __init__(self, model, processor, videos: Sequence[IndexedVideo], failures: dict[str, str]):
@@ -104,8 +104,8 @@ class VideoIndex:
             model: [`SViTTEgoModel`] or another with its two towers and projections.
             videos: video files and folders of videos.
             settings ([`WindowSettings`], *optional*): windows; of kind "projected".
-            cache_dir (*optional*): where the features of a video are kept, by checkpoint, transform, file and
-                settings; `None` keeps nothing.
+            cache_dir (*optional*): Folder that keeps the features by checkpoint, transform, file and settings; with
+                `None` they are not kept.
 
         Raises:
             ClipReadError: None of the videos could be read.
@@ -116,7 +116,7 @@ class VideoIndex:
         if cache_dir is not None:
             make_index_cache(cache_dir)
         paths = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
-        # By files: a video that is named twice, also by its folder, is searched once.
+        # A video that is given twice, also through its folder, is searched once.
         failures: dict[str, str] = {}
         found = [video for path in paths for video in find_videos(path, skipped=failures, unique=False)]
         sources = list({video.files: video for video in found}.values())
@@ -194,7 +194,7 @@ class VideoIndex:
 
 
 def _embedded(model, processor, source: SourceVideo, settings: WindowSettings, batch_size: int, path, bar):
-    """Cells and features of a video, from the cache file `path` where it is whole, else computed and kept there."""
+    """Cells and features of a video, from the cache file `path` if possible, else computed and written to it."""
     found = None if path is None else read_cache(path)
     if found is not None:
         bar.update(len(found[1]))
@@ -209,8 +209,8 @@ def peaks(scores: np.ndarray, count: int) -> list[tuple[int, int, int, float]]:
     """
     The `count` highest peaks of a curve as (first cell, last cell, cell of the peak, its score), highest first.
 
-    A moment reaches from its peak in both directions as far as the scores stay above halfway between the median of the
-    video and the peak (width at half height), and not into a moment found before.
+    A moment extends from its peak in both directions while the scores are above the middle between the median of the
+    video and the peak (width at half height). It does not extend into a moment that was found before.
     """
     free = np.ones(len(scores), dtype=bool)
     floor, found = float(np.median(scores)), []
@@ -226,7 +226,7 @@ def peaks(scores: np.ndarray, count: int) -> list[tuple[int, int, int, float]]:
         while last + 1 < len(scores) and high[last + 1]:
             last += 1
         free[first : last + 1] = False
-        # The cells next to a moment belong to its slope and are no peak.
+        # The cells next to a moment belong to its slope and are not peaks.
         free[max(0, first - 1) : last + 2] = False
         found.append((first, last, int(peak), float(scores[peak])))
     return found

@@ -42,7 +42,7 @@ def write_page(path: str | os.PathLike, query: str, moments: Sequence[Moment], i
 
 
 def check_page_path(path: str | os.PathLike) -> Path:
-    """The path of a page that can be written; commands ask before they index videos for an hour."""
+    """Checks that a page can be written, before videos are indexed for an hour, and returns its path."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a directory; name the page itself, such as {path / 'found.html'}.")
@@ -121,7 +121,7 @@ def _file_at(moment: Moment, page_folder: Path) -> tuple[str, Path]:
     try:
         relative = os.path.relpath(path.resolve(), page_folder.resolve())
         url = quote(relative.replace(os.sep, "/"), errors="surrogateescape")
-    except ValueError:  # another drive of Windows
+    except ValueError:  # the page and the video are on different drives of Windows
         url = path.resolve().as_uri()
     return f"{html.escape(url)}#t={moment.start - start:.2f},{moment.end - start:.2f}", path
 

@@ -1,4 +1,4 @@
-"""Which videos are meant by a file or a folder, and one pass over the frames of each; used by extract and search."""
+"""Finds the videos in a file or a folder, and reads the frames of each in one pass; used by extract and search."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class SourceVideo:
 
     @property
     def shown(self) -> str:
-        """The path of the file, or of the folder of the chunks; for people, because names repeat (`a/video.mp4`)."""
+        """The path of the file, or of the folder of the chunks. Messages use it, because names may repeat."""
         first = self.files[0][1]
         return shown(first if len(self.files) == 1 else first.parent)
 
@@ -39,7 +39,7 @@ class SourceVideo:
         return start + probe_video(path, backend="pyav").duration
 
     def stamp(self) -> list[list]:
-        """Absolute path, bytes and modification time of each file; if one differs, it is another video."""
+        """Absolute path, size and modification time of each file, which identify the video."""
         entries = [(path.resolve(), path.stat()) for _, path in self.files]
         return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in entries]
 
@@ -53,7 +53,7 @@ class SourceVideo:
             followed = number + 1 < len(self.files)
 
             def within(info: VideoInfo, local=local, followed=followed) -> np.ndarray:
-                # A chunk cut at a key frame may end before its nominal end; its last frame then stays till the next.
+                # A chunk cut at a key frame may end early. Its last frame is shown until the next chunk begins.
                 past = local.max() - info.duration
                 return np.minimum(local, info.duration) if followed and 0 < past <= EDGE_TOLERANCE else local
 
@@ -71,10 +71,10 @@ def find_videos(
     cameras, and all layouts of [`VideoStore`], whose chunks are one video.
 
     Args:
-        uids (`set[str]`, *optional*): only these; one that is not there is an error.
-        skipped (`dict`, *optional*): videos whose name cannot be used, and why, are added here. Without it the first
-            one raises.
-        unique (`bool`): refuse two videos of one name, because their features would share a file.
+        uids (`set[str]`, *optional*): Return only these videos; a missing one is an error.
+        skipped (`dict`, *optional*): Receives the videos whose name cannot be used, with the reason. Without it, the
+            first such video is an error.
+        unique (`bool`): Whether to refuse two videos with one name, because their features would share a file.
 
     Raises:
         FileNotFoundError: There is no such file or folder, no video in it, or one of `uids` is missing.

@@ -1,4 +1,4 @@
-"""Features of whole videos: a window a stride, decoded in one pass, embedded in batches; used by extract and search.
+"""Features of whole videos: one window per stride, decoded in one pass and embedded in batches.
 
 A feature describes its cell (model/feature_cells.py). The published EgoNLQ features have 30 fps / 16 frames = 1.875
 cells a second.
@@ -27,10 +27,10 @@ FEATURE_KINDS = ("projected", "pooled", "tokens")
 class WindowSettings:
     """
     Args:
-        windows_per_second (`float`): cells, and so features, per second of video.
-        window_seconds (`float`, *optional*): what the model sees around the middle of a cell; the cell itself by
-            default. EgoClip's clips last a second in the mean, nearly twice the default.
-        num_frames (`int`): frames of a window, the middle ones of as many equal segments.
+        windows_per_second (`float`): Number of cells, and of features, per second of video.
+        window_seconds (`float`, *optional*): Length of the window around the middle of a cell that the model sees; the
+            length of a cell if not given. The clips of EgoClip have a mean length of one second, nearly twice a cell.
+        num_frames (`int`): Frames of a window, which are the middle frames of equally long segments.
         kind (`str`): `"projected"` (`projection_dim`, comparable with texts, not normalised), `"pooled"` (before the
             projection, `hidden_size`) or `"tokens"` (`(num_tokens, hidden_size)`, [CLS] first, after pruning).
         frame_order (`str`): of the frames within a window, a control, see [`ordered_frames`].

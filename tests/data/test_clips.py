@@ -57,6 +57,11 @@ def test_example_has_the_middle_frame_of_each_segment(corpus):
     assert (example["video_uid"], example["start"], example["end"], example["index"]) == ("video-b", 6.0, 7.0, 5)
 
 
+def test_repr_says_what_is_in_it(corpus):
+    text = repr(EgoClipDataset(*corpus, num_frames=4))
+    assert text.startswith("EgoClipDataset(16 clips, num_frames=4") and "VideoStore(" in text and "random" in text
+
+
 def test_windows_are_clamped_to_the_video(corpus):
     """Nothing before the first frame or after the last is ever asked for."""
     dataset = EgoClipDataset(*corpus, num_frames=2, sampling="middle")
