@@ -161,7 +161,10 @@ def with_edit_list(video, path, edits) -> str:
     trak, trak_end = _box(data, [b"moov", b"trak"])
     old, old_end = _box(data, [b"moov", b"trak", b"edts"])
     assert moov_end == len(data)
-    entries = b"".join(struct.pack(">Iihh", length, first, 1, 0) for length, first in edits)
+    mvhd, _ = _box(data, [b"moov", b"mvhd"])
+    place = mvhd + (28 if data[mvhd + 8] == 1 else 20)
+    clock = struct.unpack(">I", data[place : place + 4])[0]  # ticks a second; not the same by every FFmpeg
+    entries = b"".join(struct.pack(">Iihh", length * clock // 1000, first, 1, 0) for length, first in edits)
     elst = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(edits)) + entries
     edts = struct.pack(">I4s", 8 + len(elst), b"edts") + elst
     inner = data[trak + 8 : old] + edts + data[old_end:trak_end]
