@@ -8,7 +8,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from modeling_svitt_ego.model.sparsity import select_tokens, take_tokens
+from modeling_svitt_ego.model.sparsity import motion_scores, select_tokens, take_tokens
 
 
 def install_pruner(vision_model, name: str | None) -> None:
@@ -17,25 +17,6 @@ def install_pruner(vision_model, name: str | None) -> None:
         return
     for layer in vision_model.layers:
         layer.prune = functools.partial(PRUNE[name], vision_model.config.patches_per_frame)
-
-
-def motion_scores(states: torch.Tensor, token_ids: torch.Tensor, patches_per_frame: int) -> torch.Tensor:
-    """
-    (B, n) distances of each token's state to that of the same place one frame before or after, the smaller one;
-    infinite where neither is left, so that a place is not lost altogether.
-
-    Args:
-        states (`torch.Tensor` of shape `(B, n, C)`): of the patch tokens.
-        token_ids (`torch.LongTensor` of shape `(B, n)`): ascending.
-    """
-    nearest = torch.full(token_ids.shape, float("inf"), dtype=states.dtype, device=states.device)
-    for step in (-patches_per_frame, patches_per_frame):
-        wanted = token_ids + step
-        place = torch.searchsorted(token_ids, wanted).clamp(max=token_ids.shape[1] - 1)
-        other = states.gather(1, place[..., None].expand_as(states))
-        distance = (states - other).norm(dim=-1)
-        nearest = torch.where(token_ids.gather(1, place) == wanted, torch.minimum(nearest, distance), nearest)
-    return nearest
 
 
 def farthest_first(states: torch.Tensor, num_kept: int) -> torch.Tensor:
@@ -76,22 +57,21 @@ def _choose(hidden_states, token_ids, kept):
     return take_tokens(hidden_states, kept), ids.gather(1, kept)
 
 
-def _random(patches_per_frame, hidden_states, token_ids, cls_attention, num_kept, seed):
+def _random(patches_per_frame, hidden_states, token_ids, num_frames, cls_attention, num_kept, seed):
     scores = torch.rand(hidden_states.shape[0], token_ids.shape[1], device=hidden_states.device)
     return _choose(hidden_states, token_ids, select_tokens(scores, num_kept))
 
 
-def _motion(patches_per_frame, hidden_states, token_ids, cls_attention, num_kept, seed):
-    ids = token_ids.expand(hidden_states.shape[0], -1).contiguous()
-    scores = motion_scores(hidden_states[:, 1:].detach(), ids, patches_per_frame)
+def _motion(patches_per_frame, hidden_states, token_ids, num_frames, cls_attention, num_kept, seed):
+    scores = motion_scores(hidden_states[:, 1:].detach(), token_ids, num_frames, patches_per_frame)
     return _choose(hidden_states, token_ids, select_tokens(scores, num_kept))
 
 
-def _diverse(patches_per_frame, hidden_states, token_ids, cls_attention, num_kept, seed):
+def _diverse(patches_per_frame, hidden_states, token_ids, num_frames, cls_attention, num_kept, seed):
     return _choose(hidden_states, token_ids, farthest_first(hidden_states[:, 1:].detach(), num_kept))
 
 
-def _merged(patches_per_frame, hidden_states, token_ids, cls_attention, num_kept, seed):
+def _merged(patches_per_frame, hidden_states, token_ids, num_frames, cls_attention, num_kept, seed):
     kept = select_tokens(cls_attention.detach()[:, :, 1:].mean(1), num_kept)
     return merge_dropped(hidden_states, kept), token_ids.expand(hidden_states.shape[0], -1).gather(1, kept)
 

@@ -15,6 +15,7 @@ from .configuration_base import SViTTEgoConfigBase, check_heads, check_pruning, 
 
 # Text towers of the library that serve as they are; model types.
 OTHER_TEXT_TOWERS = ("clip_text_model", "siglip_text_model")
+KEEP_STRATEGIES = ("cls_attn", "random", "motion")
 
 
 @strict
@@ -55,8 +56,10 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
         block_size (`int`): G, tokens in a block.
         keep_rate (`float`): q_v, share of the patch tokens kept at each pruning layer, in (0, 1]; [CLS] always stays.
         prune_layers (`list[int]`): zero-based layers that prune.
-        keep_strategy (`str`): `"cls_attn"` keeps the tokens that [CLS] attends to most, `"random"` a random set (the
-            same for every clip of a batch).
+        keep_strategy (`str`): `"cls_attn"` keeps the tokens that [CLS] attends to most (published), `"random"` a
+            random set (the same for every clip of a batch), `"motion"` (ours) those that differ most from the same
+            place in the frame before or after. It needs two frames, and compares hidden states, so that a moving
+            camera counts as motion too.
         pattern_seed (`int`): seed of the random blocks (and of `"random"` pruning) in evaluation mode. Training draws
             a new pattern at every forward.
         released_attention (`bool`): reproduce three traits of the released SViTT code that its trained weights depend
@@ -131,9 +134,7 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
     def validate_architecture(self):
         """Part of the `@strict` validation: runs when a configuration is made, saved and loaded."""
         check_heads(self.hidden_size, self.num_attention_heads)
-        check_pruning(
-            self.keep_rate, self.prune_layers, self.num_hidden_layers, self.keep_strategy, ("cls_attn", "random")
-        )
+        check_pruning(self.keep_rate, self.prune_layers, self.num_hidden_layers, self.keep_strategy, KEEP_STRATEGIES)
         if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size != 0:
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}).")
         if self.relative_position_init not in ("zeros", "directional"):

@@ -6,14 +6,24 @@ import torch
 LARGEST_PIXEL = 32.0
 
 
-def check_frames(pixel_values_videos: torch.Tensor) -> None:
-    """Refuses empty batches and raw frames (integers)."""
+def check_frames(pixel_values_videos: torch.Tensor, config) -> None:
+    """Refuses other shapes, empty batches, raw frames (integers), and one frame where pruning compares frames."""
+    if pixel_values_videos.dim() != 5:
+        raise ValueError(
+            "pixel_values_videos must have the shape (batch_size, num_frames, channels, height, width) or, for "
+            f"images, (batch_size, channels, height, width); got {tuple(pixel_values_videos.shape)}."
+        )
     if pixel_values_videos.numel() == 0:
         raise ValueError(f"pixel_values_videos is empty: its shape is {tuple(pixel_values_videos.shape)}.")
     if not pixel_values_videos.is_floating_point():
         raise ValueError(
             f"pixel_values_videos has the type {pixel_values_videos.dtype}: these are raw frames. Pass the videos "
             "through the processor (`processor(videos=…)`), which resizes and normalises them."
+        )
+    if pixel_values_videos.shape[1] == 1 and config.keep_strategy == "motion" and config.keep_rate < 1.0:
+        raise ValueError(
+            'keep_strategy="motion" compares frames, and these clips have one. Give at least two frames, or set '
+            "keep_rate to 1."
         )
 
 

@@ -329,6 +329,34 @@ def cls_row(q, k, v, table, positions: RelativePositions) -> tuple[torch.Tensor,
 # -------------------------------------------------------------------------------------------------------------- nodes
 
 
+def motion_scores(
+    states: torch.Tensor, token_ids: torch.Tensor, num_frames: int, patches_per_frame: int
+) -> torch.Tensor:
+    """
+    How much each patch token differs from the same place one frame before or after, whichever is more alike.
+
+    Args:
+        states (`torch.Tensor` of shape `(B, n, C)`): of the patch tokens.
+        token_ids (`torch.LongTensor` of shape `(1 or B, n)`): their places in the clip.
+
+    Returns:
+        `torch.Tensor` of shape `(B, n)`: distances in float32; infinite where neither neighbour is left, so that a
+        place is never lost altogether.
+    """
+    states, token_ids = states.float(), token_ids.expand(states.shape[0], -1)
+    # Where each place of the clip is among the tokens, -1 if it was pruned, with a frame of padding on both sides.
+    index = torch.full((len(states), (num_frames + 2) * patches_per_frame), -1, device=states.device)
+    tokens = torch.arange(token_ids.shape[1], device=states.device).expand_as(token_ids)
+    index = index.scatter(1, token_ids + patches_per_frame, tokens)
+    nearest = torch.full(token_ids.shape, float("inf"), device=states.device)
+    for wanted in (token_ids, token_ids + 2 * patches_per_frame):
+        neighbour = index.gather(1, wanted)
+        other = states.gather(1, neighbour.clamp(min=0)[..., None].expand_as(states))
+        distance = (states - other).norm(dim=-1)
+        nearest = torch.where(neighbour >= 0, torch.minimum(nearest, distance), nearest)
+    return nearest
+
+
 def select_tokens(scores: torch.Tensor, num_kept: int) -> torch.Tensor:
     """
     Indices (B, num_kept) of the highest `scores` (B, n), in ascending order: the tokens that stay keep their order.

@@ -34,6 +34,7 @@ from .sparsity import (
     edge_attention_reference,
     hash_keys,
     local_blocks,
+    motion_scores,
     random_blocks,
     select_tokens,
     take_tokens,
@@ -221,6 +222,7 @@ class VisionLayer(GradientCheckpointingLayer):
     def __init__(self, config: SViTTEgoVisionConfig, layer: int):
         super().__init__()
         self.keep_strategy = config.keep_strategy
+        self.patches_per_frame = config.patches_per_frame
         self.random_stream = _RANDOM_PRUNING_STREAM + layer
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = VisionAttention(config, layer)
@@ -268,7 +270,7 @@ class VisionLayer(GradientCheckpointingLayer):
             (attended,) = linears_after(None, context, [attention.o_proj], self.lambda_1)
             hidden_states = hidden_states + self.drop_path(attended)
         if num_kept is not None:
-            hidden_states, token_ids = self.prune(hidden_states, token_ids, cls_attention, num_kept, seed)
+            hidden_states, token_ids = self.prune(hidden_states, token_ids, num_frames, cls_attention, num_kept, seed)
         if is_fused:
             keep = keep_factors(self.drop_path, hidden_states)
             hidden_states = mlp_residual(self.mlp, self.layernorm_after, hidden_states, normed, self.lambda_2, keep)
@@ -277,10 +279,12 @@ class VisionLayer(GradientCheckpointingLayer):
             hidden_states = hidden_states + self.drop_path(transformed)
         return hidden_states, token_ids
 
-    def prune(self, hidden_states, token_ids, cls_attention, num_kept: int, seed: torch.Tensor):
-        """The `num_kept` patch tokens that [CLS] attends to most, or random ones, and their ids."""
+    def prune(self, hidden_states, token_ids, num_frames: int, cls_attention, num_kept: int, seed: torch.Tensor):
+        """The `num_kept` patch tokens that the keep strategy scores highest, and their ids."""
         if self.keep_strategy == "cls_attn":
             scores = cls_attention.detach()[:, :, 1:].mean(1)  # head mean, (B, n)
+        elif self.keep_strategy == "motion":
+            scores = motion_scores(hidden_states.detach()[:, 1:], token_ids, num_frames, self.patches_per_frame)
         else:
             scores = hash_keys(seed, self.random_stream, 1, token_ids.shape[1]).expand(hidden_states.shape[0], -1)
         kept = select_tokens(scores, num_kept)
@@ -410,12 +414,7 @@ class SViTTEgoVisionModel(SViTTEgoPreTrainedModel):
             raise ValueError("The video tower needs pixel_values_videos.")
         if pixel_values_videos.dim() == 4:
             pixel_values_videos = pixel_values_videos.unsqueeze(1)
-        if pixel_values_videos.dim() != 5:
-            raise ValueError(
-                "pixel_values_videos must have the shape (batch_size, num_frames, channels, height, width) or, for "
-                f"images, (batch_size, channels, height, width); got {tuple(pixel_values_videos.shape)}."
-            )
-        check_frames(pixel_values_videos)
+        check_frames(pixel_values_videos, self.config)
         if not torch.compiler.is_compiling():
             self._range_checked = check_range(pixel_values_videos, self._range_checked)
         self.warn_without_attentions(kwargs)

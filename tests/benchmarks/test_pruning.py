@@ -10,14 +10,6 @@ from tests.helpers.tiny_model import RAGGED, tiny_clips, tiny_vision_model
 pruning = importlib.import_module("experiment_parts.pruning")
 
 
-def test_motion_is_the_distance_to_the_same_place_in_the_nearest_frame():
-    """Two patches a frame, three frames, the last place of the second frame is pruned."""
-    ids = torch.tensor([[0, 1, 2, 4, 5]])
-    states = torch.tensor([[[0.0], [7.0], [1.0], [5.0], [9.0]]])
-    # 0 and 2: 1 apart; 2 and 4: 4; place 1 has neither neighbour in frames 0 and 2.
-    assert pruning.motion_scores(states, ids, 2).tolist() == [[1.0, float("inf"), 1.0, 4.0, float("inf")]]
-
-
 def test_farthest_first_takes_one_of_each_group():
     directions = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.01, 1.0], [-1.0, 0.0], [-1.0, 0.01]])
     kept = pruning.farthest_first(directions[None], 3)[0].tolist()
@@ -41,5 +33,8 @@ def test_every_pruner_keeps_as_many_tokens_and_trains(name):
     assert all((ids.diff(dim=1) > 0).all() for ids in out.token_ids)
     out.pooler_output.sum().backward()
     assert model.embeddings.patch_projection.weight.grad.isfinite().all()
+    if name == "motion":  # the model has it as a field too
+        own = tiny_vision_model(num_random_blocks=None, **RAGGED | {"keep_strategy": "motion"})
+        assert torch.equal(own(tiny_clips(2)).pooler_output, out.pooler_output)
     changed = not torch.equal(out.pooler_output, plain(tiny_clips(2)).pooler_output)
     assert changed is (name is not None)

@@ -39,7 +39,7 @@ def train_step(model, batch, seed=0):
 
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not-reentrant"])
 @pytest.mark.parametrize("num_random", [None, 3], ids=["dense", "sparse"])
-@pytest.mark.parametrize("strategy", ["cls_attn", "random"])
+@pytest.mark.parametrize("strategy", ["cls_attn", "random", "motion"])
 def test_gradient_checkpointing_changes_neither_loss_nor_any_gradient(strategy, num_random, reentrant):
     """Catches a pattern, drop path or dropout drawn anew in the second forward (the release cannot checkpoint)."""
     vision = RAGGED | {"drop_path_rate": 0.5, "num_random_blocks": num_random, "keep_strategy": strategy}

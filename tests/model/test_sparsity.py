@@ -15,6 +15,7 @@ from modeling_svitt_ego.model.sparsity import (
     edge_attention_reference,
     hash_keys,
     local_blocks,
+    motion_scores,
     random_blocks,
     select_tokens,
     take_tokens,
@@ -567,3 +568,11 @@ def test_kept_tokens_are_the_highest_in_their_old_order_behind_cls():
     assert kept.tolist() == [[1, 3], [0, 2]]
     states = torch.arange(10.0).view(1, 5, 2).expand(2, -1, -1)
     assert take_tokens(states, kept)[:, :, 0].tolist() == [[0, 4, 8], [0, 2, 6]]
+
+
+def test_motion_is_the_distance_to_the_same_place_in_the_nearest_frame():
+    """Two patches a frame, three frames, the last place of the second frame is pruned; the ids are shared."""
+    ids = torch.tensor([[0, 1, 2, 4, 5]])
+    states = torch.tensor([[[0.0], [7.0], [1.0], [5.0], [9.0]]]).repeat(2, 1, 1)
+    # 0 and 2: 1 apart; 2 and 4: 4; place 1 has neither neighbour in frames 0 and 2.
+    assert motion_scores(states, ids, 3, 2).tolist() == [[1.0, float("inf"), 1.0, 4.0, float("inf")]] * 2

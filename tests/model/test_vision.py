@@ -55,7 +55,7 @@ def test_eager_equals_sdpa_through_the_tower(num_random, released):
     assert_same_gradients(expected_gradients, found)
 
 
-@pytest.mark.parametrize("strategy", ["cls_attn", "random"])
+@pytest.mark.parametrize("strategy", ["cls_attn", "random", "motion"])
 @SPARSE
 def test_evaluation_repeats_and_a_clip_does_not_depend_on_its_batch(num_random, strategy):
     """Catches a pattern or a random pruning that is drawn anew in eval, or per batch."""
@@ -105,7 +105,7 @@ def test_injected_patterns_replace_the_drawn_ones():
             model(clips, random_patterns=[drawn[0], drawn[0], drawn[2]])
 
 
-@pytest.mark.parametrize("strategy", ["cls_attn", "random"])
+@pytest.mark.parametrize("strategy", ["cls_attn", "random", "motion"])
 def test_token_ids_are_ascending_and_compose_to_ids_in_the_clip(strategy):
     """Catches ids that refer to the sequence that entered a layer instead of to the clip."""
     out = tiny_vision_model(keep_strategy=strategy, **RAGGED)(tiny_clips(3))
@@ -396,3 +396,17 @@ def test_a_tower_with_temporal_blocks_is_one_graph():
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(clips).pooler_output, model(clips).pooler_output)
     torch._dynamo.reset()
+
+
+def test_motion_keeps_the_patches_that_move_and_needs_two_frames():
+    """Catches scores of another sign, and places compared with other places."""
+    clips = tiny_clips(1)[:, :1].repeat(1, 4, 1, 1, 1)
+    model = tiny_vision_model(keep_strategy="motion", keep_rate=0.25, prune_layers=[0], num_random_blocks=None)
+    size = model.config.patch_size
+    clips[:, 2, :, :size, size : 2 * size] = -1.0  # place 1 of the third frame
+    with torch.no_grad():
+        kept = model(clips).token_ids[0][0].tolist()
+    per_frame = model.config.patches_per_frame
+    assert 2 * per_frame + 1 in kept
+    with pytest.raises(ValueError, match="compares frames, and these clips have one"):
+        model(clips[:, :1])
