@@ -12,6 +12,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_svitt_ego import SViTTEgoFusionConfig, num_kept_tokens
+from .input_checks import check_states
 from .pretrained_svitt_ego import SViTTEgoPreTrainedModel
 from .sparsity import select_tokens, take_tokens
 from .text import BertAttention, BertFeedForward
@@ -114,6 +115,7 @@ class SViTTEgoFusionModel(SViTTEgoPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): of the text.
         """
         config = self.config
+        check_states(text_states, video_states)
         self.warn_without_attentions(kwargs)
         hidden_states = text_states
         mask = create_bidirectional_mask(config, inputs_embeds=hidden_states, attention_mask=attention_mask)

@@ -58,6 +58,20 @@ def check_texts(input_ids: torch.Tensor) -> None:
         raise ValueError(f"input_ids is empty: its shape (batch_size, sequence_length) is {shape}.")
 
 
+def check_states(text_states: torch.Tensor, video_states: torch.Tensor | None) -> None:
+    """Refuses what the fusion tower has nothing to join of: an empty batch, no text, no patch tokens of a video."""
+    if video_states is None:
+        raise ValueError("The fusion tower needs video_states.")
+    texts, videos = tuple(text_states.shape), tuple(video_states.shape)
+    if len(texts) != 3 or text_states.numel() == 0:
+        raise ValueError(f"text_states must have a shape of three sizes above 0; got {texts}.")
+    if len(videos) != 3 or videos[0] != texts[0] or videos[1] < 2:
+        raise ValueError(
+            f"video_states must hold [CLS] and patch tokens of the clips of {texts[0]} texts, in a shape of three "
+            f"sizes; got {videos}."
+        )
+
+
 def flatten_choices(
     pixel_values_videos: torch.Tensor | None, input_ids: torch.Tensor | None, *further: torch.Tensor | None
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:

@@ -152,6 +152,23 @@ def test_half_precision_ranks_video_tokens_without_ties(is_autocast):
     assert torch.equal(select_tokens(scores, 10), select_tokens(exact, 10))
 
 
+@pytest.mark.parametrize(
+    ("text", "video", "says"),
+    [
+        ((0, 5, 32), (0, 9, 32), r"text_states .*\(0, 5, 32\)"),
+        ((2, 0, 32), (2, 9, 32), r"text_states .*\(2, 0, 32\)"),
+        ((2, 5, 32), (2, 1, 32), r"patch tokens.*\(2, 1, 32\)"),
+        ((2, 5, 32), (3, 9, 32), r"of 2 texts.*\(3, 9, 32\)"),
+        ((2, 5, 32), None, "needs video_states"),
+    ],
+    ids=["batch-0", "text-0", "cls-only", "batches-differ", "none"],
+)
+def test_states_with_nothing_to_join_are_refused_with_their_shape(text, video, says):
+    """Catches a reshape or a topk that fails deep inside a layer."""
+    with pytest.raises(ValueError, match=says):
+        fusion_tower()(torch.zeros(text), None if video is None else torch.zeros(video))
+
+
 def test_dropped_video_tokens_matter_to_the_pruning_layer_only():
     """Catches pruning one layer early: the layer that prunes still sees every token, the next only the kept."""
     model = fusion_tower(num_hidden_layers=1).double()
