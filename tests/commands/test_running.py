@@ -180,9 +180,10 @@ def test_workers_end_with_the_command_and_say_nothing(tmp_path, script, number, 
     path = tmp_path / "work.py"
     path.write_text(script)
     environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(path)], stdout=-1, stderr=-1, text=True, env=environment, start_new_session=True
-    )
+    # A suite that runs in the background of a shell ignores Ctrl-C, and so would its children.
+    hear = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", hear, sys.executable, str(path)]
+    process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment, start_new_session=True)
     try:
         assert process.stdout.readline() == "ready\n"
         if to_all:
