@@ -10,7 +10,7 @@ converted release, `--from_scratch svitt-ego-tiny` from random weights. On sever
     accelerate launch --config_file examples/fsdp.yaml examples/pretrain_egoclip.py …
 
 With little memory add `--contrastive_batch_size 1024 --per_device_train_batch_size 8`: loss and gradients stay those
-of the large batch. After a kill or Ctrl-C, the same line with `--resume` goes on. Every argument of
+of the large batch. After a kill or Ctrl-C, the same command with `--resume` continues. Every argument of
 `transformers.TrainingArguments` works; `--help` lists them.
 """
 
@@ -20,4 +20,4 @@ from modeling_svitt_ego.training.pretraining import Recipe, main
 __all__ = ["Recipe", "main"]
 
 if __name__ == "__main__":
-    run_script(main, "checkpoints are kept; the same command with --resume goes on from the newest")
+    run_script(main, "checkpoints are kept; the same command with --resume continues from the newest one")

@@ -181,4 +181,4 @@ def recall(data: EgoNLQFeatures, found: list, rows: list[dict]) -> dict:
 
 
 if __name__ == "__main__":
-    run_script(main, stopped="features of finished videos are kept; the same command goes on")
+    run_script(main, stopped="features of finished videos are kept; the same command continues")

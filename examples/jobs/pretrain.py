@@ -77,4 +77,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, "checkpoints are kept; the same command resumes from the newest")
+    run_script(main, "checkpoints are kept; the same command resumes from the newest one")
