@@ -1,6 +1,7 @@
 """Shared test set-up: markers, the place of the reference material, and tiny videos made on the spot."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 
 # Tiny tensors: threads that wait for each other cost far more than they bring (measured: 154 s against 33 s).
 torch.set_num_threads(1)
+
+# What a shell starts in the background ignores Ctrl-C, and some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def bind_vpx_encoders() -> None:

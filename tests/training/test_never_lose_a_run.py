@@ -210,7 +210,7 @@ def test_sigterm_to_one_of_two_processes_lets_both_leave_with_one_checkpoint(to,
         os.kill(run.pid if to == "launcher" else processes[1].pid, signal.SIGTERM)
         log = "".join(printed) + run.communicate(timeout=GENEROUS)[0]
         too_long.cancel()
-    assert run.returncode != 0 and log.count("SIGTERM: step ") == 1, log
+    assert run.returncode != 0 and log.count("SIGTERM: left after step ") == 1, log
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     assert not (tmp_path / "run" / UNFINISHED).exists()
     step = int(checkpoint.name.removeprefix("checkpoint-"))

@@ -1,6 +1,7 @@
 """Saved models are loaded whole, or refused in one sentence at once."""
 
 import json
+from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
@@ -38,6 +39,7 @@ def test_a_misspelt_folder_is_said_at_once(folder, tmp_path, monkeypatch, hub_is
     with pytest.raises(NotADirectoryError, match="is a file"):
         local_folder(folder / "config.json")
     assert local_folder(folder) == folder
+    Path("v").touch()  # the video is looked for first
     for line in (["search", "v", "q", "--model"], ["extract", "v", "o", "--model"], ["plan", "--model"]):
         assert main([*line, str(folder.parent / "my-modle")]) == 2
         assert "There is no folder" in capsys.readouterr().err
