@@ -18,6 +18,8 @@ from pathlib import Path
 
 from experiment_parts.records import origin
 
+from modeling_svitt_ego.weights.provenance import package_commit
+
 HERE = Path(__file__).resolve().parent
 EVALUATIONS = {"untrained": "untrained", "shuffled_frames": "trained, frames shuffled", "trained": "**trained**"}
 
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_seed(work: Path, seed: int, quick: bool) -> dict:
-    """The metrics of a seed's demo and, unless it was finished before, its seconds and CPU seconds."""
+    """The metrics of a seed's demo and, where this script has run it, the commit, seconds and CPU seconds of it."""
     folder = work / str(seed)
     metrics, took = folder / "demo_metrics.json", folder / "demo_seconds.json"
     if not metrics.is_file():
@@ -55,7 +57,7 @@ def run_seed(work: Path, seed: int, quick: bool) -> dict:
         ]
         subprocess.run(command + (["--quick"] if quick else []), check=True)
         seconds = {"seconds": round(time.time() - begin, 1), "cpu_seconds": round(_cpu_of_children() - cpu, 1)}
-        took.write_text(json.dumps(seconds) + "\n", encoding="utf-8")
+        took.write_text(json.dumps({"commit": package_commit(), **seconds}) + "\n", encoding="utf-8")
     seconds = json.loads(took.read_text(encoding="utf-8")) if took.is_file() else {}
     return {"seed": seed, **seconds, **json.loads(metrics.read_text(encoding="utf-8"))}
 
