@@ -21,16 +21,12 @@ class Muon(torch.optim.Muon):
         super().__init__(params, lr=lr, adjust_lr_fn="match_rms_adamw", **arguments)
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:
+        """Updates the parameters; a closure is evaluated by [`MuonWithAdamW`]."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, group)
-        return loss
 
     def _update(self, parameter: torch.Tensor, group: dict) -> None:
         state = self.state[parameter]
