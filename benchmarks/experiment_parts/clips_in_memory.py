@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_svitt_ego.data.clips import EgoClipDataset
-from modeling_svitt_ego.evaluation.encoding import one_thread
+from modeling_svitt_ego.data.workers import one_thread
 
 
 def decode_once(clips: EgoClipDataset, frames_per_clip: int, folder: Path, limit_gb: float, workers: int = 0):

@@ -1,4 +1,4 @@
-"""Reading clips for an evaluation: rows of a data set, batches of processed clips, and the worker processes."""
+"""Reading clips for an evaluation: rows of a data set, and batches of processed clips."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,6 @@ from torch.utils.data import Dataset
 
 from ..data.clips import EgoClipDataset
 from ..data.frame_order import ordered_frames
-from ..files.processes import leave_signals_to_the_parent
 from ..model.clip_reading import ClipReadError
 from .views import Views
 
@@ -68,22 +67,3 @@ class CollateViews:
         )["pixel_values_videos"]
         pixels = self.views.of_pixels(pixels.unflatten(0, (-1, len(read))))
         return [row for row, _ in read], pixels, failures
-
-
-def one_thread(worker: int) -> None:
-    """Computes in one thread in a worker process, because there is a worker per core."""
-    torch.set_num_threads(1)
-
-
-def start_worker(worker: int, first: Callable[[int], None] | None = None) -> None:
-    """
-    Prepares a worker process: it computes in one thread and leaves signals to the main process.
-
-    Args:
-        worker (`int`): Its number.
-        first (function of the number, *optional*): Called before, such as the `worker_init_fn` of a library.
-    """
-    if first is not None:
-        first(worker)
-    one_thread(worker)
-    leave_signals_to_the_parent()

@@ -22,11 +22,12 @@ from tqdm.auto import tqdm
 
 from ..data.clips import EgoClipDataset
 from ..data.frame_order import check_frame_order
+from ..data.workers import start_worker
 from ..files.processes import workers_ignore_interrupts
 from ..files.sharding import Shard
 from ..model.processing_svitt_ego import SViTTEgoProcessor
 from ..weights.fingerprint import model_fingerprint, text_fingerprint, video_fingerprint
-from .clip_rows import ClipRows, CollateViews, one_thread, start_worker  # noqa: F401 (earlier code imports from here)
+from .clip_rows import ClipRows, CollateViews
 from .vector_cache import VectorCache
 from .views import Views
 

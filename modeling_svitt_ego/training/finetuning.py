@@ -17,8 +17,8 @@ from ..data.clips import EgoClipDataset, derive_seed
 from ..data.labelled_clips import LabelledClips
 from ..data.labelled_files import load_labelled_clips
 from ..data.layouts import VideoStore
+from ..data.workers import start_worker
 from ..evaluation.classification_metrics import classification_accuracy
-from ..evaluation.clip_rows import start_worker
 from ..model.classification_heads import heads_loss
 from ..model.modeling_svitt_ego import SViTTEgoForVideoClassification
 from ..weights.loading import local_folder

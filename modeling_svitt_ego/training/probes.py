@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.labelled_clips import LabelledClips
-from ..evaluation.clip_rows import start_worker
+from ..data.workers import start_worker
 from ..model.modeling_svitt_ego import SViTTEgoForVideoClassification
 
 

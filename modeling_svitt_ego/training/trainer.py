@@ -16,7 +16,7 @@ from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
 from ..data.clips import ClipCollator, EgoClipDataset
-from ..evaluation.clip_rows import start_worker
+from ..data.workers import start_worker
 from ..evaluation.evaluator import Evaluator, by_name, run_evaluators
 from .averaging import AveragesWeights
 from .checkpoints import CheckpointsWrittenAside, name_code_of_sharded

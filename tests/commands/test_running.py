@@ -134,7 +134,7 @@ LOADER = """
 import sys, time
 from torch.utils.data import DataLoader
 from modeling_svitt_ego.commands.running import run
-from modeling_svitt_ego.evaluation.clip_rows import start_worker
+from modeling_svitt_ego.data.workers import start_worker
 from modeling_svitt_ego.files.processes import workers_ignore_interrupts
 
 class Slow:
