@@ -40,6 +40,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from modeling_svitt_ego import SViTTEgoVisionConfig, SViTTEgoVisionModel
+from modeling_svitt_ego.files.writing import write_json
 from modeling_svitt_ego.model.configuration_svitt_ego import num_kept_tokens
 from modeling_svitt_ego.training.memory_plan import SavedBytes
 from modeling_svitt_ego.weights.provenance import package_commit
@@ -309,9 +310,7 @@ def _weigh_apart(name: str, num_frames: int, arguments) -> dict:
 
 def write_record(path: Path, result: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(aside, path)
+    write_json(path, result)
 
 
 # --------------------------------------------------------------------------------------------------------- reading

@@ -8,16 +8,16 @@ so a stopped command continues where it was. The record is `benchmarks/results/d
 
 import argparse
 import json
-import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from experiment_parts.records import origin
+from experiment_parts.report import spread
 
+from modeling_svitt_ego.files.writing import write_json
 from modeling_svitt_ego.weights.provenance import package_commit
 
 HERE = Path(__file__).resolve().parent
@@ -33,9 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     runs = [run_seed(options.work, seed, options.quick) for seed in options.seeds]
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    aside = options.output.with_name(f".{options.output.name}.{os.getpid()}")
-    aside.write_text(json.dumps({**origin(), "runs": runs}, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, options.output)
+    write_json(options.output, {**origin(), "runs": runs})
     print(table(runs))
 
 
@@ -57,7 +55,7 @@ def run_seed(work: Path, seed: int, quick: bool) -> dict:
         ]
         subprocess.run(command + (["--quick"] if quick else []), check=True)
         seconds = {"seconds": round(time.time() - begin, 1), "cpu_seconds": round(_cpu_of_children() - cpu, 1)}
-        took.write_text(json.dumps({"commit": package_commit(), **seconds}) + "\n", encoding="utf-8")
+        write_json(took, {"commit": package_commit(), **seconds})
     seconds = json.loads(took.read_text(encoding="utf-8")) if took.is_file() else {}
     return {"seed": seed, **seconds, **json.loads(metrics.read_text(encoding="utf-8"))}
 
@@ -66,14 +64,13 @@ def table(runs: list[dict]) -> str:
     """Markdown: mean ± standard deviation over the seeds, with the lowest and the highest in brackets."""
     lines = ["| EgoMCQ, accuracy in per cent | inter | intra |", "|---|---|---|"]
     for name, label in EVALUATIONS.items():
-        cells = [_spread([run[name][kind] for run in runs]) for kind in ("inter", "intra")]
+        cells = [_with_extremes([run[name][kind] for run in runs]) for kind in ("inter", "intra")]
         lines.append(f"| {label} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {deviation:.1f} ({min(values):.1f} to {max(values):.1f})"
+def _with_extremes(values: list[float]) -> str:
+    return f"{spread(values)} ({min(values):.1f} to {max(values):.1f})"
 
 
 def _cpu_of_children() -> float:

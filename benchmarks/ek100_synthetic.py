@@ -31,6 +31,7 @@ from modeling_svitt_ego.demo.rendered_clips import ClipsInMemory
 from modeling_svitt_ego.demo.synthetic_benchmarks import write_epic_kitchens
 from modeling_svitt_ego.demo.synthetic_world import build_world
 from modeling_svitt_ego.evaluation.ek100 import EK100Evaluator
+from modeling_svitt_ego.files.writing import write_json
 from modeling_svitt_ego.weights.provenance import package_commit
 
 HERE = Path(__file__).resolve().parent
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> dict:
             "machine": f"{platform.machine()}, Python {platform.python_version()}, one thread",
         }
         arguments.results.parent.mkdir(parents=True, exist_ok=True)
-        arguments.results.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.results, done)
     print(table_of(done))
     return done
 
@@ -136,7 +137,7 @@ def zero_shot_of(start: Path, annotations: Path, file: Path) -> dict:
         how = {"template": template, "scoring": scoring, "top_k": TOP_K, "layout": "epic"}
         report = EK100Evaluator(*files, annotations / "videos", processor, 4, **how)(model)
         reports.setdefault(template, {})[scoring] = report.shown()
-    file.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+    write_json(file, reports)
     return reports
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from modeling_svitt_ego.files.writing import write_text
 from modeling_svitt_ego.weights.provenance import package_commit
 
 from .plan import TITLES
@@ -69,10 +70,7 @@ class Records:
         self.write(number)
 
     def write(self, number: str) -> None:
-        path = self.path(number)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(self.content[number], indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_text(self.path(number), json.dumps(self.content[number], indent=1, allow_nan=False) + "\n")
 
 
 ORIGIN = ("command", "commit", "date", "machine", "versions")
