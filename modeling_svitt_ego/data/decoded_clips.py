@@ -1,6 +1,7 @@
 """Clips that are decoded once and then read from a folder, for small data sets that are trained on for many epochs."""
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files.writing import aside, make_cache_folder
+from ..files.arrays import DamagedArrays, read_arrays, write_arrays
+from ..files.writing import make_cache_folder
 from ..model.clip_reading import clip_times
 from ..model.clip_times import frame_indices
 from .clips import EgoClipDataset
 from .layouts import VideoStore
+
+logger = logging.getLogger(__name__)
 
 
 class DecodedClips(EgoClipDataset):
@@ -46,13 +50,17 @@ class DecodedClips(EgoClipDataset):
         file = self._file(annotation)
         if not file.exists():
             self._decode(annotation, file)
-        with np.load(file) as kept:
-            frames, window = kept["frames"], kept["window"].tolist()
+        try:
+            frames, window = read_arrays(file, "frames", "window")
+        except DamagedArrays as error:
+            logger.warning("The kept frames %s are damaged (%s): the clip is decoded again.", file, error)
+            self._decode(annotation, file)
+            frames, window = read_arrays(file, "frames", "window")
         generator = torch.Generator().manual_seed(seed)
         places = []
         for _ in range(self.num_views):
             places += frame_indices(self.frames_per_clip, self.num_frames, self.sampling, generator)
-        return self._example(annotation, frames[places], *window)
+        return self._example(annotation, frames[places], *window.tolist())
 
     def _file(self, annotation: dict[str, Any]) -> Path:
         """The file of a clip: its name is a hash of all that its content depends on."""
@@ -67,8 +75,7 @@ class DecodedClips(EgoClipDataset):
         frames, start, end = self.store.read_window(
             annotation["video_uid"], *window, lambda start, end: clip_times(start, end, self.frames_per_clip)
         )
-        with aside(file) as part, open(part, "wb") as stream:
-            np.savez(stream, frames=frames, window=np.array([start, end]))
+        write_arrays(file, frames=frames, window=np.array([start, end]))
 
 
 __all__ = ["DecodedClips"]

@@ -5,13 +5,13 @@ import json
 import logging
 import os
 import uuid
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..files.writing import aside, make_cache_folder, write_json
+from ..files.arrays import DamagedArrays, read_arrays, write_arrays
+from ..files.writing import make_cache_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class VectorCache:
         write_json(self.folder / "made_by.json", dict(sorted(made_by.items())))
         for path in sorted(self.folder.glob("*.npz")):
             try:
-                with np.load(path, allow_pickle=False) as part:
-                    self._rows.update(zip(part["keys"].tolist(), part["rows"]))
-            except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                keys, rows = read_arrays(path, "keys", "rows")
+                self._rows.update(zip(keys.tolist(), rows))
+            except DamagedArrays as error:
                 logger.warning("%s is damaged (%s): it is deleted, and its vectors are computed again.", path, error)
                 path.unlink()
 
@@ -79,6 +79,5 @@ class VectorCache:
         if self.folder is None or not self._unwritten:
             return
         rows = np.stack([self._rows[key] for key in self._unwritten])
-        with aside(self.folder / f"{uuid.uuid4().hex}.npz") as part, open(part, "wb") as file:
-            np.savez(file, keys=np.array(self._unwritten), rows=rows)
+        write_arrays(self.folder / f"{uuid.uuid4().hex}.npz", keys=np.array(self._unwritten), rows=rows)
         self._unwritten = []

@@ -4,13 +4,12 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from ..files.writing import aside, make_cache_folder
+from ..files.arrays import DamagedArrays, read_arrays, write_arrays
+from ..files.writing import make_cache_folder
 from .windows import SourceVideo
 
 logger = logging.getLogger(__name__)
@@ -35,9 +34,8 @@ def read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:  # a zip archive: each array is checked against its CRC
-            cells, features = file["cells"], file["features"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        cells, features = read_arrays(path, "cells", "features")
+    except (OSError, DamagedArrays) as error:
         logger.warning("The index file %s is damaged (%s); its video is embedded again.", path, error)
         return None
     if cells.ndim != 2 or len(cells) != len(features) or not len(cells):
@@ -48,5 +46,4 @@ def read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def write_cache(path: Path, cells: np.ndarray, features: np.ndarray) -> None:
-    with aside(path) as part, open(part, "wb") as file:
-        np.savez(file, cells=cells, features=features)
+    write_arrays(path, cells=cells, features=features)

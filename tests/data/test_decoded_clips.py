@@ -62,6 +62,19 @@ def test_a_changed_video_is_decoded_again(corpus):
     assert all(any(np.array_equal(frame, one) for one in direct) for frame in after)
 
 
+def test_a_truncated_file_is_decoded_again(corpus, caplog):
+    """Catches an error of zipfile without the path, and half a file that is taken for the frames."""
+    _, _, folder = corpus
+    dataset = DecodedClips(*corpus, num_frames=2, sampling="middle")
+    before = dataset[1]["video"]
+    (file,) = folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    assert np.array_equal(dataset[1]["video"], before)
+    assert str(file) in caplog.text and "damaged" in caplog.text
+    caplog.clear()
+    assert np.array_equal(dataset[1]["video"], before) and not caplog.text
+
+
 def test_frames_per_clip_must_fit(corpus):
     with pytest.raises(ValueError, match=r"frames_per_clip \(5\) must be a multiple of num_frames \(4\)"):
         DecodedClips(*corpus, frames_per_clip=5, num_frames=4)
