@@ -38,8 +38,11 @@ STATISTICS = {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}}
 PRUNERS = ("random", "motion", "diverse", "merged")  # of experiment 6, in addition to the model's own (pruning.py)
 CONTRASTIVE_BATCHES = (32, 128, 512)  # of experiment 8
 FRAMES = {"5": 4, "5-8": 8, "5-16": 16}  # of these experiments, whatever --num-frames says
-# (K_l, K_t, K_r, G). The first three of the tiny tower attend to as many blocks as the paper's pattern does, 4; the
-# others to 6, 37.5 % of the keys of dense attention at 4 frames.
+# From 16 frames on, a model from scratch needs far more steps than these to learn the order of frames, dense or not.
+# So it is trained in stages, as in SViTT (section 3.4): (share of the steps, frames), the last of all frames.
+STAGES = {"5-16": ((0.0, 4), (0.7, 16))}
+# (K_l, K_t, K_r, G). The tiny tower's are compared at equal numbers of attended blocks, of 16 at 4 frames: as many as
+# the paper's pattern, 4, then 5, then 6.
 TEMPORAL_PATTERNS = {
     "tiny": (
         (1, 0, 3, 4),
@@ -49,6 +52,9 @@ TEMPORAL_PATTERNS = {
         (1, 2, 3, 4),
         (1, 4, 1, 4),
         (1, 0, 5, 4),
+        (1, 2, 2, 4),
+        (1, 4, 0, 4),
+        (3, 2, 0, 4),
     ),
     "base": ((1, 0, 3, 49), (1, 2, 1, 49), (3, 2, 1, 49), (1, 4, 1, 49)),
 }
@@ -92,6 +98,16 @@ def edges(pattern: tuple[int, ...] | None) -> dict:
     if len(pattern) == 4:
         names.insert(1, "num_temporal_blocks")
     return dict(zip(names, pattern))
+
+
+def in_stages(setting: Setting, stages: tuple[tuple[float, int], ...]) -> Setting:
+    """The setting with the same sparsity at the numbers of frames of `stages`; itself where there are none."""
+    if not stages:
+        return setting
+    random = setting.fields["num_random_blocks"]
+    sparsity = f"{setting.fields['keep_rate']}:{'dense' if random is None else random}"
+    text = ",".join(f"{start}:{frames}:{sparsity}" for start, frames in stages)
+    return replace(setting, arguments={**setting.arguments, "temporal_stages": text})
 
 
 def measured_settings(experiment: str, scale: str) -> list[Setting]:
@@ -148,7 +164,7 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
     if experiment in FRAMES:
         named = {"dense": None} | {f"edges {pattern}": pattern for pattern in TEMPORAL_PATTERNS[scale]}
         return [
-            Setting(f"{name}{suffix}", {**edges(pattern), "keep_rate": rate})
+            in_stages(Setting(f"{name}{suffix}", {**edges(pattern), "keep_rate": rate}), STAGES.get(experiment, ()))
             for name, pattern in named.items()
             for suffix, rate in (("", 1.0), (", nodes 0.7", 0.7))
         ]

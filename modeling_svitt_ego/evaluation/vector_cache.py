@@ -44,7 +44,7 @@ class VectorCache:
                 keys, rows = read_arrays(path, "keys", "rows")
                 self._rows.update(zip(keys.tolist(), rows))
             except DamagedArrays as error:
-                logger.warning("%s is damaged (%s): it is deleted, and its vectors are computed again.", path, error)
+                logger.warning("%s is damaged (%s): it is deleted, and its vectors are recomputed.", path, error)
                 path.unlink()
 
     def __contains__(self, key: str) -> bool:

@@ -83,7 +83,7 @@ def extract(
     merge: bool = False,
 ) -> Extraction:
     """
-    Writes the features of a video, or of all videos in a folder, to `output`. Finished videos are not computed again.
+    Writes the features of a video, or of all videos in a folder, to `output`. Finished videos are skipped.
 
     Args:
         source: a video file, or a folder; see [`find_videos`].

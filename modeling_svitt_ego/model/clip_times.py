@@ -16,7 +16,7 @@ def clamp_window(start: float | None, end: float | None, duration: float, path: 
     if end <= start:
         raise ClipReadError(f"{path}: window [{start}, {end}) s is {'empty' if end == start else 'reversed'}.")
     if start >= duration or end <= 0:
-        raise ClipReadError(f"{path}: window [{start}, {end}) s lies outside the video of {duration:.3f} s.")
+        raise ClipReadError(f"{path}: window [{start}, {end}) s is outside the video of {duration:.3f} s.")
     return max(start, 0.0), min(end, duration)
 
 

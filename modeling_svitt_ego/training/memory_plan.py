@@ -40,7 +40,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     saved.total  # bytes; a storage counts once, however many tensors or views of it are kept
     ```
 
-    Tensors that a checkpointed layer will compute again are not kept and do not count.
+    Tensors that a checkpointed layer will recompute are not kept and do not count.
     """
 
     def __init__(self, exclude=()):

@@ -62,7 +62,7 @@ def grouped(
 
 
 def _place(name: str) -> tuple[str, int | None] | None:
-    """Tower and layer of a parameter: 0 for embeddings, from 1 for layers, None behind the last layer."""
+    """Tower and layer of a parameter: 0 for embeddings, from 1 for layers, None after the last layer."""
     match = _IN_TOWER.search(name)
     if match is None:
         return None

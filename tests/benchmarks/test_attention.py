@@ -45,7 +45,7 @@ def test_the_bound_is_that_of_the_base_size(benchmark):
 
 
 def test_an_interrupted_run_goes_on_and_only_measures_what_is_missing(benchmark, tmp_path, capsys, monkeypatch):
-    """Catches a record that is begun anew, or rounds counted twice."""
+    """Catches a record that is started over, or rounds counted twice."""
     path = tmp_path / "attention.json"
     weighed = []
 

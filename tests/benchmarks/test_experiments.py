@@ -73,7 +73,7 @@ def finished(world, tmp_path_factory):
 
 
 def test_a_finished_run_is_not_trained_again(finished):
-    """Catches a resumption that starts anew, and a run that two experiments share trained twice."""
+    """Catches a resumption that starts over, and a run that two experiments share trained twice."""
     results, first, second, trained = finished
     assert first == second == len({(json.dumps([s.fields, s.arguments]), seed) for s, seed in trained}) == 7
     two, four = (json.loads((results / f"experiment_{n}.json").read_text()) for n in "24")

@@ -47,7 +47,7 @@ def test_egtea_numbers_start_at_zero_and_names_come_from_the_index_files(tmp_pat
 
 
 def test_egtea_clips_are_whole_files_in_a_folder_of_their_session(tmp_path):
-    """Catches a window in the session's time, which lies past the end of the trimmed file."""
+    """Catches a window in the session's time, which is past the end of the trimmed file."""
     clips = load_egtea(egtea(tmp_path))
     name = clips.table[0]["video_uid"]
     write_video(tmp_path / "cropped_clips" / "OP01-R01-PastaSalad" / f"{name}.mp4", 20)

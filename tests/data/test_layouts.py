@@ -214,7 +214,7 @@ def test_numbers_with_leading_zeros(tmp_path):
 
 
 def test_suffixes_may_differ_from_file_to_file(tmp_path):
-    """Catches `.MP4` or `.mkv` beside `.mp4`, of which one was missed, and files that are no videos."""
+    """Catches `.MP4` or `.mkv` next to `.mp4`, of which one was missed, and files that are no videos."""
     for number, name in enumerate(("a.mp4", "b.MP4", "c.mkv", "d.MTS")):
         write_video(tmp_path / "v.mp4", 5, first=5 * number).rename(tmp_path / name)
     for name in ("._a.mp4", ".DS_Store", "notes.txt", "d.ts"):

@@ -323,7 +323,7 @@ def test_interval_of_one_video_is_none():
 
 
 def test_intervals_of_each_benchmark_hold_the_metric():
-    """Catches an interval of another quantity, or on another scale, than the number beside it."""
+    """Catches an interval of another quantity, or on another scale, than the number it belongs to."""
     rng = np.random.default_rng(1)
     videos = [f"v{i % 12}" for i in range(240)]
 

@@ -161,7 +161,7 @@ def test_two_processes_go_through_stages_together(runs):
 
 
 def test_the_recipe_resumes_and_leaves_a_model_a_summary_and_curves(runs):
-    """Catches a --resume that starts anew, and an end without anything to look at."""
+    """Catches a --resume that starts over, and an end without anything to look at."""
     assert "Resuming from" in (runs / "one.log").read_text()
     assert logged(runs / "one", prefix="checkpoint-4")[:3] == logged(runs / "one")
     assert type(AutoModel.from_pretrained(runs / "one" / "model")).__name__ == "SViTTEgoModel"

@@ -302,7 +302,7 @@ def test_layouts_give_back_what_they_got(tmp_path, layout, arrays):
     assert set(back) == set(arrays)
     for name in arrays:
         np.testing.assert_array_equal(back[name], content[name])
-    assert len(list(tmp_path.iterdir())) == 1  # nothing left beside it
+    assert len(list(tmp_path.iterdir())) == 1  # nothing else is left
 
 
 def test_files_are_what_the_other_code_bases_load(tmp_path, videos, encoder):

@@ -173,7 +173,7 @@ def test_nms_keeps_the_best_of_what_overlaps(threshold):
         return shared / (float((spans[a, 1] - spans[a, 0]) + (spans[b, 1] - spans[b, 0])) - shared)
 
     assert all(iou(a, b) <= threshold for a, b in itertools.combinations(kept, 2))
-    for i in set(range(60)) - set(kept):  # what is gone lies under a better one
+    for i in set(range(60)) - set(kept):  # what is gone overlaps a better one
         assert any(iou(i, k) > threshold and scores[k] > scores[i] for k in kept)
     assert temporal_nms(spans, scores, threshold, 2).tolist() == kept[:2]
 

@@ -94,7 +94,7 @@ def test_own_numbers_stand_beside_the_published_ones_with_their_protocol(folder)
     ids=str,
 )
 def test_numbers_on_another_set_stand_apart_from_the_published_ones(folder, changes):
-    """Catches a synthetic 91 beside a real 92.9 in one row, as if they were comparable."""
+    """Catches a synthetic 91 next to a real 92.9 in one row, as if they were comparable."""
     found = rows(render_model_card(folder, [RECORD | changes]))
     assert [row[2:4] for row in found] == [
         ["–", "91.2"],

@@ -26,7 +26,7 @@ NAME = "someone/svitt-ego-tiny"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model with its card, and beside them what a training leaves behind."""
+    """A model with its card, and next to them what a training leaves behind."""
     folder = save_tiny_folder(tmp_path_factory.mktemp("push") / "model")
     write_model_card(folder)
     (folder / "training_args.bin").write_bytes(b"a pickle")

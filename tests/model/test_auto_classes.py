@@ -75,7 +75,7 @@ def test_any_class_loads_from_the_checkpoint_of_any_other(folders, saved, loaded
 
 @pytest.mark.parametrize("tower", [SViTTEgoVisionModel, SViTTEgoTextModel], ids=["vision", "text"])
 def test_a_tower_loads_from_a_whole_checkpoint_and_alone(folders, tower, tmp_path):
-    """Catches a tower that starts anew because its prefix is not stripped."""
+    """Catches a tower that starts over because its prefix is not stripped."""
     name = tower.base_model_prefix
     whole = getattr(tiny_model(SViTTEgoForPreTraining), name).state_dict()
     model, info = tower.from_pretrained(folders[SViTTEgoForPreTraining], output_loading_info=True)
@@ -137,7 +137,7 @@ torch.save(results, saved + "/results.pt")
 
 
 def test_remote_code_loads_every_auto_class_where_the_package_is_not_installed(folders, tmp_path):
-    """Catches a file missing from the Hub folder, and an import that works only beside the package."""
+    """Catches a file missing from the Hub folder, and an import that works only where the package is installed."""
     saved = folders[SViTTEgoForVideoClassification]  # the class with the fewest parts
     batch = {key: value for key, value in tiny_batch(2).items() if not key.endswith("tags")}
     choice = batch | {"pixel_values_videos": tiny_clips(6).unflatten(0, (2, 3))}

@@ -1,4 +1,4 @@
-"""What reaches the Hub: the files transformers copies beside the weights, and what they import."""
+"""What reaches the Hub: the files transformers copies next to the weights, and what they import."""
 
 import ast
 import sys

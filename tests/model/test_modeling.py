@@ -41,7 +41,7 @@ def train_step(model, batch, seed=0):
 @pytest.mark.parametrize("num_random", [None, 3], ids=["dense", "sparse"])
 @pytest.mark.parametrize("strategy", ["cls_attn", "random", "motion"])
 def test_gradient_checkpointing_changes_neither_loss_nor_any_gradient(strategy, num_random, reentrant):
-    """Catches a pattern, drop path or dropout drawn anew in the second forward (the release cannot checkpoint)."""
+    """Catches a pattern, drop path or dropout drawn again in the second forward (the release cannot checkpoint)."""
     vision = RAGGED | {"drop_path_rate": 0.5, "num_random_blocks": num_random, "keep_strategy": strategy}
     model = tiny_model(vision=vision).train()
     batch = tiny_batch(8)
@@ -93,7 +93,7 @@ def test_a_part_of_weight_zero_leaves_its_parameters_without_gradient(weights, w
 
 
 def test_evaluation_losses_repeat():
-    """Catches negatives and masked tokens drawn anew, so that two evaluations of one checkpoint differ."""
+    """Catches negatives and masked tokens drawn again, so that two evaluations of one checkpoint differ."""
     model, batch = tiny_model(), tiny_batch()
     with torch.no_grad():
         losses = [model(**batch, return_loss=True).loss for _ in range(2)]
@@ -149,7 +149,7 @@ def test_a_batch_of_positives_only_has_no_negatives_and_a_finite_loss():
 
 
 def test_hard_negatives_are_matched_row_by_row(monkeypatch):
-    """Catches a negative clip beside the wrong text, a negative text with another text's mask, or labels shifted."""
+    """Catches a negative clip paired with the wrong text, a negative text with another text's mask, shifted labels."""
     model, batch = tiny_model(SViTTEgoForVideoTextRetrieval), tiny_batch()
     drawn = iter([torch.tensor([2, 3, -1, 1]), torch.tensor([3, 2, 1, -1])])  # clips for texts, texts for clips
     monkeypatch.setattr(matching, "sample_hard_negatives", lambda *_: next(drawn))

@@ -218,7 +218,7 @@ def test_the_models_config_stays_writable(classifier):
         ({"candidate_labels": LABELS, "top_k": 0}, r"top_k \(0\) must be a positive"),
         ({"candidate_labels": LABELS, "hypothesis_template": "a video"}, r"\('a video'\) must hold \{\}"),
         ({"candidate_labels": LABELS, "begin": 1.0}, "no argument 'begin'"),
-        ({"candidate_labels": LABELS, "start": 9.0, "end": 10.0}, r"clip.mp4: window \[9.0, 10.0\) s lies outside"),
+        ({"candidate_labels": LABELS, "start": 9.0, "end": 10.0}, r"clip.mp4: window \[9.0, 10.0\) s is outside"),
         ({"candidate_labels": LABELS, "start": [0.0, 1.0]}, "One video has one value of start"),
     ],
 )

@@ -58,7 +58,7 @@ def test_eager_equals_sdpa_through_the_tower(num_random, released):
 @pytest.mark.parametrize("strategy", ["cls_attn", "random", "motion"])
 @SPARSE
 def test_evaluation_repeats_and_a_clip_does_not_depend_on_its_batch(num_random, strategy):
-    """Catches a pattern or a random pruning that is drawn anew in eval, or per batch."""
+    """Catches a pattern or a random pruning that is drawn again in eval, or per batch."""
     model = tiny_vision_model(num_random_blocks=num_random, keep_strategy=strategy, **RAGGED)
     clips = tiny_clips(8)
     with torch.no_grad():

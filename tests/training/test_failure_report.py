@@ -40,7 +40,7 @@ def test_the_log_counts_and_the_end_lists_them(corpus, caplog):
     (said,) = [record.getMessage() for record in caplog.records if "At the end of training" in record.getMessage()]
     for uid in ("video-a", "video-b"):
         assert f"{uid}/0.mp4: " in said
-    assert "lies outside the video of 20.000 s" in said and str(failures.path) in said
+    assert "is outside the video of 20.000 s" in said and str(failures.path) in said
     # The stand-ins are of the same minute, so every partner counted by the sampler was one.
     assert failures.num_moved == 0 and trainer.batch_sampler.statistics.scene_partners > 0
 

@@ -80,7 +80,7 @@ def test_the_bytes_counted_without_data_are_those_of_a_real_step():
 
 
 def test_checkpointing_keeps_less():
-    """Catches checkpointing not switched on for the count, and a peak that forgets the layer computed again."""
+    """Catches checkpointing not switched on for the count, and a peak that forgets the layer that is recomputed."""
     config = tiny_config(vision={"num_hidden_layers": 4, "prune_layers": [3]}, text={"num_hidden_layers": 4})
     (plain, plain_peak), (kept, peak) = (count_bytes(config, 4, 4, 9, on) for on in (False, True))
     assert kept < plain / 2

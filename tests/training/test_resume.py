@@ -33,7 +33,7 @@ def records(stem, rank):
 
 
 def test_one_process_continues_with_the_next_clip(corpus, tmp_path):
-    """Catches a resume that begins the epoch anew, skips or repeats a batch, or draws other frames and crops."""
+    """Catches a resume that restarts the epoch, skips or repeats a batch, or draws other frames and crops."""
     recorded_run.run(corpus, tmp_path / "run", tmp_path / "whole", max_steps=10, save_strategy="steps", save_steps=9)
     recorded_run.run(corpus, tmp_path / "again", tmp_path / "rest", str(tmp_path / "run/checkpoint-9"), max_steps=10)
     whole, rest = records(tmp_path / "whole", 0), records(tmp_path / "rest", 0)
@@ -42,14 +42,16 @@ def test_one_process_continues_with_the_next_clip(corpus, tmp_path):
     assert len({json.dumps(entry[1:]) for entry in whole}) == len(whole), "every step must be recognisable"
 
 
-def launch(corpus, output, record, *more, **environment):
+def launch(corpus, output, record, *more, check=True, **environment):
     """Runs recorded_run.py on two processes of this machine."""
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
         + [str(HELPERS / "recorded_run.py"), str(corpus), str(output), str(record), *more, f"max_steps={STEPS}"]
         + ['ddp_backend="gloo"'],
-        check=True,
+        check=check,
+        capture_output=not check,
+        text=True,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
         timeout=GENEROUS,
     )
@@ -73,6 +75,17 @@ def check_two_processes(corpus, folder, *more, **environment):
 def test_two_processes_continue_with_the_next_clip_each(corpus, tmp_path):
     """Catches an epoch that does not reach the sampler, or batches dealt to the ranks in another order."""
     check_two_processes(corpus, tmp_path)
+
+
+def test_two_processes_do_not_continue_a_run_of_one_unless_asked_to(corpus, tmp_path):
+    """Catches a resume that silently deals the clips of a step to another number of processes."""
+    recorded_run.run(corpus, tmp_path / "run", tmp_path / "one", max_steps=5, save_strategy="steps", save_steps=5)
+    checkpoint = str(tmp_path / "run/checkpoint-5")
+    refused = launch(corpus, tmp_path / "two", tmp_path / "two", checkpoint, check=False)
+    assert refused.returncode != 0 and "num_processes: 1 there, 2 now" in refused.stderr
+    assert not (tmp_path / "two-0.json").exists()
+    launch(corpus, tmp_path / "two", tmp_path / "two", checkpoint, "resume_changed=true")
+    assert [[step for step, *_ in records(tmp_path / "two", rank)] for rank in (0, 1)] == [[6], [6]]
 
 
 @pytest.mark.slow
