@@ -35,6 +35,7 @@ from experiment_parts import costs, inference
 from experiment_parts.plan import (
     FRAMES,
     PAPER_EDGES,
+    SAME_COSTS,
     STATISTICS,
     TITLES,
     TRAINED,
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         if number in TRAINED:
             settings = chosen(settings_of(number, budget.scale), options.settings)
             run_all(number, settings, records, corpus, budget, options)
-            if not (options.no_costs or number == "2" or "costs" in records.content[number]):
+            if not (options.no_costs or number in SAME_COSTS or "costs" in records.content[number]):
                 frames = options.cost_frames if number == "1" else [budget.num_frames]
                 print(f"[{number}] costs of a step at {frames} frames", flush=True)
                 measured, batch_size = measured_settings(number, budget.scale), options.cost_batch_size

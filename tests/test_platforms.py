@@ -94,6 +94,37 @@ def test_workers_without_fork(tmp_path):
     assert "4 clips" in done.stdout
 
 
+WITHOUT_UNIX = """
+import pkgutil, types
+import psutil  # which needs them on this platform
+from tests.helpers.block_modules import block
+
+block({"resource", "grp", "syslog"})
+import modeling_svitt_ego
+
+for module in pkgutil.walk_packages(modeling_svitt_ego.__path__, "modeling_svitt_ego."):
+    if not module.name.endswith("__main__"):
+        __import__(module.name)
+from modeling_svitt_ego.training.run_summary import peak_memory
+
+psutil.Process.memory_info = lambda self: types.SimpleNamespace(peak_wset=5)  # of Windows only
+print(peak_memory())
+"""
+
+
+def test_every_module_is_imported_without_those_of_unix():
+    """Catches a module that cannot be imported on Windows, and a run that ends there without its peak memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_UNIX],
+        cwd=REPO,
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "(5, 'main process')"
+
+
 @pytest.mark.parametrize("path", [r"C:\videos\v.mp4", "C:/videos/v.mp4", "C://videos/v.mp4", r"\\server\share\v.mp4"])
 def test_paths_of_windows_are_paths(path):
     """Catches a drive letter taken for the scheme of an address."""

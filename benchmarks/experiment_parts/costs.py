@@ -16,6 +16,7 @@ from modeling_svitt_ego.training.run_summary import peak_memory
 from modeling_svitt_ego.weights.warm_start import TOWER_CONFIGS, split_fields
 
 from .plan import Setting
+from .pruning import install_pruner
 from .training import tiny_config
 
 # torch's counter leaves this one out (2.15); block_attention.py computes the scores with it.
@@ -43,6 +44,7 @@ class Step:
         torch.manual_seed(0)
         config = config_of(setting, scale, num_frames)
         self.model = (SViTTEgoForPreTraining if setting.fusion else SViTTEgoModel)._from_config(config).to(device)
+        install_pruner(self.model.vision_model, setting.pruner)
         if setting.attention is not None:
             self.model.vision_model.set_attn_implementation(setting.attention)
         size, length = config.vision_config.image_size, TEXT_LENGTH

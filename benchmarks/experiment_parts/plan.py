@@ -33,6 +33,7 @@ TITLES = {
     "8": "EgoNCE and InfoNCE where verbs and nouns follow Zipf's law, by contrastive batch",
 }
 TRAINED = ("1", "2", "3", "3m", "5", "5-8", "5-16", "6", "7", "8")  # 4 takes the models of 1
+SAME_COSTS = ("2", "7", "8")  # settings whose model costs the same in all of them, or is measured in 5
 # Fields of WorldStatistics: the synthetic world of these experiments, which differs from the others'.
 STATISTICS = {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}}
 PRUNERS = ("random", "motion", "diverse", "merged")  # of experiment 6, in addition to the model's own (pruning.py)

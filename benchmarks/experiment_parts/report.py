@@ -6,7 +6,7 @@ from pathlib import Path
 from modeling_svitt_ego.training.run_summary import draw_curves
 
 from .inference import trained_settings
-from .plan import TITLES, TRAINED, settings_of
+from .plan import FRAMES, PRUNERS, TITLES, TRAINED, settings_of
 from .records import Records
 
 HEADER = """<!-- Written by `python benchmarks/experiments.py --report` from the JSON files here: do not edit. -->
@@ -156,6 +156,33 @@ def inference_table(content: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def accuracy_against_costs(number: str, grouped: dict[str, dict[int, dict]], costs: dict[str, dict]) -> dict:
+    """Pictures of inter and intra against what a step keeps for the backward pass, and against its time."""
+    pictures = {}
+    unit_of_time = next(iter(costs.values()))["unit_of_time"]
+    for key, unit, label in (("saved_bytes", 1e6, "saved for backward, MB"), ("seconds", 1, unit_of_time)):
+        for kind in ("inter", "intra"):
+            curves: dict[str, list] = {}
+            for name in filter(costs.__contains__, grouped):
+                point = costs[name][key] / unit, statistics.mean(result[kind] for result in grouped[name].values())
+                for curve in curves_through(number, name, first=next(iter(grouped))):
+                    curves.setdefault(curve, []).append(point)
+            curves = {curve: sorted(points) for curve, points in curves.items()}
+            pictures[f"experiment_{number}_{kind}_{key}"] = curves, label
+    return pictures
+
+
+def curves_through(number: str, name: str, first: str) -> list[str]:
+    """The curves on which a setting is a point: of what it varies, and `first` of all."""
+    if number in FRAMES:
+        return [name.removesuffix(", nodes 0.7")]
+    if number == "6":
+        choices = ["by the attention of [CLS]", *PRUNERS]
+        return choices if name == first else [name.split(", ", 1)[1]]
+    letters = ["q_m"] if number == "3m" else ["K_r", "G", "q_v"]
+    return letters if name == first else [name.split(" = ")[0]]
+
+
 def draw(number: str, content: dict, folder: Path) -> list[Path]:
     """The experiment's pictures: means over seeds."""
     pictures = {}
@@ -190,26 +217,8 @@ def draw(number: str, content: dict, folder: Path) -> list[Path]:
                     for name in dict.fromkeys(row["setting"] for row in rows)
                 }
                 pictures[f"experiment_{number}_{label}"] = (curves, f"frames per clip ({label} / {first})")
-        elif number in ("3", "3m"):
-            at = {row["setting"]: row for row in rows}
-            for kind in ("inter", "intra"):
-                for key, label in (("saved_bytes", "saved for backward, MB"), ("seconds", rows[0]["unit_of_time"])):
-                    curves: dict[str, list] = {}
-                    center = next(iter(grouped))
-                    for name in grouped:
-                        if name not in at:
-                            continue
-                        unit = 1e6 if key == "saved_bytes" else 1
-                        mean = statistics.mean(result[kind] for result in grouped[name].values())
-                        point = (at[name][key] / unit, mean)
-                        letters = ["q_m"] if number == "3m" else ["K_r", "G", "q_v"]
-                        of = letters if name == center else [name.split(" = ")[0]]
-                        for letter in of:
-                            curves.setdefault(letter, []).append(point)
-                    pictures[f"experiment_{number}_{kind}_{key}"] = (
-                        {letter: sorted(points) for letter, points in curves.items()},
-                        label,
-                    )
+        elif number in ("3", "3m", "6", *FRAMES):
+            pictures |= accuracy_against_costs(number, grouped, {row["setting"]: row for row in rows})
     paths = []
     for name, (curves, across) in pictures.items():
         path = folder / f"{name}.png"

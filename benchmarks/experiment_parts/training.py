@@ -30,6 +30,7 @@ from modeling_svitt_ego.evaluation.egomcq import EgoMCQEvaluator
 from modeling_svitt_ego.hub.configs import hub_config
 from modeling_svitt_ego.training.arguments import SViTTEgoTrainingArguments
 from modeling_svitt_ego.training.patch_whitening import whiten_patch_projection
+from modeling_svitt_ego.training.temporal_stages import parse_stages
 from modeling_svitt_ego.training.trainer import SViTTEgoTrainer
 from modeling_svitt_ego.weights.warm_start import TOWER_CONFIGS, split_fields
 
@@ -113,7 +114,7 @@ def build_model(setting: Setting, budget: Budget, seed: int, narrations: list[st
     model_class = SViTTEgoForPreTraining if setting.fusion else SViTTEgoModel
     if budget.scale == "base":
         model = model_class.from_encoders(
-            budget.vision_encoder, budget.text_encoder, num_frames=budget.num_frames, **setting.fields
+            budget.vision_encoder, budget.text_encoder, num_frames=first_frames(setting, budget), **setting.fields
         )
         vision = model.config.vision_config
         video_processor = SViTTEgoVideoProcessor(
@@ -123,7 +124,13 @@ def build_model(setting: Setting, budget: Budget, seed: int, narrations: list[st
     processor = build_processor(narrations)
     processor.video_processor.num_frames = budget.num_frames
     set_seed(seed)
-    return model_class._from_config(tiny_config(setting.fields, budget.num_frames)), processor
+    return model_class._from_config(tiny_config(setting.fields, first_frames(setting, budget))), processor
+
+
+def first_frames(setting: Setting, budget: Budget) -> int:
+    """Frames of the first stage, where there are stages: a new bias table is made for a number of frames."""
+    stages = setting.arguments.get("temporal_stages")
+    return parse_stages(stages)[0].num_frames if stages else budget.num_frames
 
 
 def tiny_config(fields: dict, num_frames: int) -> SViTTEgoConfig:

@@ -1,17 +1,23 @@
 """The cost and the course of a run: throughput, shares of time, memory, curves of loss and EgoMCQ."""
 
+import itertools
 import math
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from transformers import TrainerCallback
 
 from ..files.writing import write_json
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 class RunSummary(TrainerCallback):
@@ -102,6 +108,8 @@ def peak_memory() -> tuple[int, str]:
     """Bytes, and of what."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset, "main process"
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "main process"
 
@@ -138,7 +146,7 @@ def draw_curves(
             (place(value, y_ticks[0])[0], size[1] - bottom + 6), f"{value:g}", fill="black", font=font, anchor="ma"
         )
     draw.text((size[0] // 2, size[1] - 4), across, fill="black", font=font, anchor="md")
-    for (name, curve), colour, (at, row) in zip(curves.items(), _COLOURS, names):
+    for (name, curve), colour, (at, row) in zip(curves.items(), itertools.cycle(_COLOURS), names):
         placed = [place(x, y) for x, y in curve]
         if len(placed) > 1:
             draw.line(placed, fill=colour, width=2)
