@@ -37,11 +37,12 @@ SAME_COSTS = ("2", "7", "8")  # settings whose model costs the same in all of th
 # Fields of WorldStatistics: the synthetic world of these experiments, which differs from the others'.
 STATISTICS = {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}}
 PRUNERS = ("random", "motion", "diverse", "merged")  # of experiment 6, in addition to the model's own (pruning.py)
-CONTRASTIVE_BATCHES = (32, 128, 512)  # of experiment 8
+CONTRASTIVE_BATCHES = (32, 128, 512, 1024)  # of experiment 8
 FRAMES = {"5": 4, "5-8": 8, "5-16": 16}  # of these experiments, whatever --num-frames says
-# From 16 frames on, a model from scratch needs far more steps than these to learn the order of frames, dense or not.
-# So it is trained in stages, as in SViTT (section 3.4): (share of the steps, frames), the last of all frames.
+# From 8 frames on, a model from scratch needs far more steps than these to learn the order of frames, dense or not. So
+# that of 16 frames is trained in stages, as in SViTT (section 3.4): (share of the steps, frames).
 STAGES = {"5-16": ((0.0, 4), (0.7, 16))}
+LAST_TEMPORAL = 8  # K_t of the last stage where the first has temporal blocks: 1, 2, 4 and 8 frames back and ahead
 # (K_l, K_t, K_r, G). The tiny tower's are compared at equal numbers of attended blocks, of 16 at 4 frames: as many as
 # the paper's pattern, 4, then 5, then 6.
 TEMPORAL_PATTERNS = {
@@ -102,12 +103,15 @@ def edges(pattern: tuple[int, ...] | None) -> dict:
 
 
 def in_stages(setting: Setting, stages: tuple[tuple[float, int], ...]) -> Setting:
-    """The setting with the same sparsity at the numbers of frames of `stages`; itself where there are none."""
+    """The setting at the numbers of frames of `stages`, the last with `LAST_TEMPORAL`; itself where there are none."""
     if not stages:
         return setting
-    random = setting.fields["num_random_blocks"]
+    random, temporal = setting.fields["num_random_blocks"], setting.fields.get("num_temporal_blocks", 0)
     sparsity = f"{setting.fields['keep_rate']}:{'dense' if random is None else random}"
-    text = ",".join(f"{start}:{frames}:{sparsity}" for start, frames in stages)
+    of_each = [temporal] * len(stages)
+    if temporal:
+        of_each[-1] = LAST_TEMPORAL
+    text = ",".join(f"{start}:{frames}:{sparsity}:{k}" for (start, frames), k in zip(stages, of_each))
     return replace(setting, arguments={**setting.arguments, "temporal_stages": text})
 
 

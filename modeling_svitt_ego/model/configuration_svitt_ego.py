@@ -47,11 +47,12 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
         num_temporal_blocks (`int`): K_t, blocks that hold the places of the query block's tokens in other frames, half
             of them in the frames before and half in those after; even. 0 is the published pattern. Where `block_size`
             divides the patches of a frame and no token is pruned, 2 is the same place one frame back and one ahead, 4
-            also two frames back and ahead. Elsewhere these places straddle blocks, of which those that hold most are
-            taken first (`sparsity.temporal_blocks`): at block size 56 and 196 patches a frame, two hold half each, so
-            2 covers one half back and the other half ahead, and 4 covers both. After pruning by attention every clip
-            has blocks that follow its own kept tokens. A block in the first or the last frame takes random blocks
-            instead of those that it lacks.
+            also two frames back and ahead, 6 four, 8 eight: the distances double, so that few blocks span a long
+            clip, and the distances between follow when these exceed it. Elsewhere these places straddle blocks, of
+            which those that hold most are taken first (`sparsity.temporal_blocks`): at block size 56 and 196 patches a
+            frame, two hold half each, so 2 covers one half back and the other half ahead, and 4 covers both. After
+            pruning by attention every clip has blocks that follow its own kept tokens. A block in the first or the
+            last frame takes random blocks instead of those that it lacks.
         num_random_blocks (`int` or `None`): K_r, random blocks in addition. `None` is dense attention.
         block_size (`int`): G, tokens in a block.
         keep_rate (`float`): q_v, share of the patch tokens kept at each pruning layer, in (0, 1]; [CLS] always stays.

@@ -52,6 +52,15 @@ def local_blocks(num_blocks: int, num_local_blocks: int, released: bool = False,
     return (torch.arange(num_blocks, device=device)[:, None] + offsets) % num_blocks
 
 
+def temporal_distances(num_frames: int, count: int) -> list[int]:
+    """
+    The first `count` distances in frames at which temporal blocks are taken: 1, 2, 4, 8, ... and then the others.
+
+    By powers of two a clip of T frames is spanned by 2 log2(T) blocks, where steps of one frame need 2 (T - 1).
+    """
+    return sorted(range(1, num_frames), key=lambda frames: (frames & (frames - 1) != 0, frames))[:count]
+
+
 def temporal_blocks(
     token_ids: torch.Tensor,
     patches_per_frame: int,
@@ -67,7 +76,7 @@ def temporal_blocks(
     The places of a block's tokens one frame ahead are in one other block if G divides a frame's patches, and in two or
     more if not, or if pruning has left different places in each frame. Each token votes for the block that holds its
     place, or the next token in order if its place was pruned. The K_t / 2 blocks with most votes one frame ahead are
-    listed, then those two frames ahead, up to K_t / 2 frames; of equal votes the nearer block. `local` blocks are not
+    listed, then those at the next of `temporal_distances`; of equal votes the nearer block. `local` blocks are not
     listed again. There is no frame before the first and none after the last: no wrap-around.
 
     Args:
@@ -87,14 +96,14 @@ def temporal_blocks(
     chosen = []
     for direction in (-1, 1):
         score = token_ids.new_zeros(batch, num_blocks, num_blocks)
-        for step in range(1, reach + 1):
-            places = token_ids + direction * step * patches_per_frame
+        for rank, frames in enumerate(temporal_distances(num_frames, reach)):
+            places = token_ids + direction * frames * patches_per_frame
             in_clip = (places >= 0) & (places < num_places)
             key = tokens_before.gather(1, places.clamp(0, num_places - 1))
             key_block = key.clamp(max=num_tokens - 1) // block_size
             votes = torch.zeros_like(score).flatten(1)
             votes = votes.scatter_add(1, query_block * num_blocks + key_block, in_clip.long()).view_as(score)
-            score = torch.maximum(score, votes + (votes > 0) * (reach - step) * (block_size + 1))
+            score = torch.maximum(score, votes + (votes > 0) * (reach - 1 - rank) * (block_size + 1))
         score = score.scatter(2, local.expand(batch, -1, -1), 0)
         # One number that ranks by score, then by distance, on every device the same.
         ranked = torch.where(score > 0, score * num_blocks - distance, 0)

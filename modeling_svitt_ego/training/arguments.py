@@ -28,7 +28,7 @@ class SViTTEgoTrainingArguments(TrainingArguments):
         contrastive_weight, vtm_weight, mlm_weight (`float`, *optional*): weights of the objectives; those of the
             model's configuration if not given. An objective of weight 0 is not computed.
         temporal_stages (`str`, *optional*): `start:num_frames:keep_rate:num_random_blocks` for each stage, e.g.
-            `"0:4:0.7:3,0.5:8:0.6:5"`; see temporal_stages.py.
+            `"0:4:0.7:3,0.5:8:0.6:5"`, or with `:num_temporal_blocks` too; see temporal_stages.py.
         vision_learning_rate, text_learning_rate, fusion_learning_rate (`float`, *optional*): learning rate of one
             tower; `learning_rate` if not given.
         layer_decay (`float`, *optional*): factor from the learning rate of a layer to that of the layer below
@@ -74,7 +74,7 @@ class SViTTEgoTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Stages with more and more frames: start:num_frames:keep_rate:num_random_blocks of each stage, "
-            "separated by commas."
+            "optionally :num_temporal_blocks, separated by commas."
         },
     )
     vision_learning_rate: float | None = field(

@@ -238,7 +238,7 @@ def starting_point(
         processor = make_processor(model.config, AutoTokenizer.from_pretrained(options.text_encoder))
     vision = model.config.vision_config
     if options.num_frames is not None and options.num_frames != vision.num_frames:
-        apply_sparsity(model, options.num_frames, vision.keep_rate, vision.num_random_blocks)
+        apply_sparsity(model, {"num_frames": options.num_frames})
         processor.video_processor.num_frames = options.num_frames
     return model, processor
 

@@ -28,12 +28,23 @@ class Stage:
         num_frames (`int`): frames per clip.
         keep_rate (`float`): q_v of the video tower.
         num_random_blocks (`int` or `None`): K_r; None is dense.
+        num_temporal_blocks (`int`, *optional*): K_t; None leaves the configuration's.
     """
 
     start: float
     num_frames: int
     keep_rate: float
     num_random_blocks: int | None
+    num_temporal_blocks: int | None = None
+
+    @property
+    def sparsity(self) -> dict:
+        """The fields of the video tower's configuration that the stage sets."""
+        fields = {"num_frames": self.num_frames, "keep_rate": self.keep_rate}
+        fields["num_random_blocks"] = self.num_random_blocks
+        if self.num_temporal_blocks is not None:
+            fields["num_temporal_blocks"] = self.num_temporal_blocks
+        return fields
 
     def first_step(self, max_steps: int) -> int:
         """Number of optimizer steps before it."""
@@ -41,16 +52,21 @@ class Stage:
 
 
 def parse_stages(text: str) -> list[Stage]:
-    """`"0:4:0.7:3, 0.5:8:0.6:5"`, start:num_frames:keep_rate:num_random_blocks each ("dense" for no blocks)."""
+    """
+    `"0:4:0.7:3, 0.5:8:0.6:5"`, start:num_frames:keep_rate:num_random_blocks each ("dense" for no blocks), and where
+    the number of temporal blocks changes too, a fifth number.
+    """
     stages = []
     for part in text.split(","):
         try:
-            start, frames, keep_rate, blocks = part.strip().split(":")
+            start, frames, keep_rate, blocks, *temporal = part.strip().split(":")
             blocks = None if blocks == "dense" else int(blocks)
-            stages.append(Stage(float(start), int(frames), float(keep_rate), blocks))
+            (temporal,) = map(int, temporal) if temporal else (None,)
+            stages.append(Stage(float(start), int(frames), float(keep_rate), blocks, temporal))
         except ValueError as error:
             raise ValueError(
-                f"A stage is start:num_frames:keep_rate:num_random_blocks, for instance 0.5:8:0.6:5; got '{part}'."
+                "A stage is start:num_frames:keep_rate:num_random_blocks, for instance 0.5:8:0.6:5, and may end in "
+                f":num_temporal_blocks; got '{part}'."
             ) from error
     starts = [stage.start for stage in stages]
     if starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:
@@ -58,17 +74,23 @@ def parse_stages(text: str) -> list[Stage]:
     return stages
 
 
-def vision_config_with(model, num_frames: int, keep_rate: float, num_random_blocks: int | None):
+def vision_config_with(model, sparsity: dict):
     """A copy of the video tower's configuration with other fields; raises an error if they are not compatible."""
     config = model.config.vision_config
-    changes = {"num_frames": num_frames, "keep_rate": keep_rate, "num_random_blocks": num_random_blocks}
-    return type(config).from_dict(config.to_dict() | changes)
+    return type(config).from_dict(config.to_dict() | sparsity)
 
 
-def apply_sparsity(model, num_frames: int, keep_rate: float, num_random_blocks: int | None) -> None:
-    """Changes the number of frames and the sparsity of a model, after a check that the settings are compatible."""
+def apply_sparsity(model, sparsity: dict) -> None:
+    """
+    Changes the number of frames and the sparsity of a model, after a check that the settings are compatible.
+
+    Args:
+        sparsity (`dict`): fields of the video tower's configuration, as [`Stage.sparsity`] has them.
+    """
+    vision_config_with(model, sparsity)  # raises if the fields do not go together
     config = model.config.vision_config
-    vision_config_with(model, num_frames, keep_rate, num_random_blocks)  # raises if the fields do not go together
+    num_frames = sparsity.get("num_frames", config.num_frames)
+    keep_rate = sparsity.get("keep_rate", config.keep_rate)
     before = config.num_random_blocks
     config.num_random_blocks = None  # any number of frames goes with dense attention
     try:
@@ -77,7 +99,11 @@ def apply_sparsity(model, num_frames: int, keep_rate: float, num_random_blocks: 
     except ValueError:
         config.num_random_blocks = before
         raise
-    model.config.vision_config.num_random_blocks = num_random_blocks
+    config = model.config.vision_config
+    config.num_random_blocks = before
+    for name in ("num_temporal_blocks", "num_random_blocks"):
+        if name in sparsity:
+            setattr(config, name, sparsity[name])
 
 
 class StopAtBoundary(TrainerCallback):
@@ -107,7 +133,7 @@ class TrainsInStages:
             raise ValueError("temporal_stages change the bias tables and cannot be combined with PEFT.")
         for stage in self.stages:  # a later stage that does not fit would only show when the ones before have trained
             try:
-                vision_config_with(self.core, stage.num_frames, stage.keep_rate, stage.num_random_blocks)
+                vision_config_with(self.core, stage.sparsity)
             except Exception as error:
                 reason = error.__cause__ or error  # without the words of the validation's wrapper
                 raise ValueError(
@@ -130,15 +156,13 @@ class TrainsInStages:
         return output
 
     def enter_stage(self, stage: Stage) -> None:
-        self.set_frames(stage.num_frames, stage.keep_rate, stage.num_random_blocks)
-        logger.warning(
-            f"Clips of {stage.num_frames} frames, keep_rate {stage.keep_rate}, num_random_blocks "
-            f"{stage.num_random_blocks}."
-        )
+        self.set_frames(stage.sparsity)
+        rest = ", ".join(f"{name} {value}" for name, value in stage.sparsity.items() if name != "num_frames")
+        logger.warning(f"Clips of {stage.num_frames} frames, {rest}.")
 
-    def set_frames(self, num_frames: int, keep_rate: float, num_random_blocks: int | None) -> None:
+    def set_frames(self, sparsity: dict) -> None:
         """Sets the number of frames in the model and in the data sets and processors that make clips for it."""
-        apply_sparsity(self.core, num_frames, keep_rate, num_random_blocks)
+        apply_sparsity(self.core, sparsity)
         evaluators = [] if self.evaluator is None else list(by_name(self.evaluator).values())
         datasets = [getattr(evaluator, "dataset", None) for evaluator in evaluators]
         for maker in [
@@ -148,14 +172,15 @@ class TrainsInStages:
             getattr(self.processing_class, "video_processor", None),
         ]:
             if maker is not None:
-                maker.num_frames = num_frames
+                maker.num_frames = sparsity["num_frames"]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if not self.stages:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vision_config"]
-        self.set_frames(saved["num_frames"], saved["keep_rate"], saved["num_random_blocks"])
+        names = ("num_frames", "keep_rate", "num_random_blocks", "num_temporal_blocks")
+        self.set_frames({name: saved[name] for name in names})
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
         begun = [stage for stage in self.stages if stage.first_step(state.max_steps) <= state.global_step]

@@ -142,8 +142,10 @@ def test_weights_that_a_model_cannot_train_are_refused():
 
 def test_stages_are_read_from_text():
     assert parse_stages("0:4:0.7:3, 0.5:8:0.6:dense") == [Stage(0.0, 4, 0.7, 3), Stage(0.5, 8, 0.6, None)]
+    assert parse_stages("0:4:1:1:2,0.7:16:1:1:8")[1] == Stage(0.7, 16, 1.0, 1, 8)
     assert Stage(0.5, 8, 0.6, 5).first_step(5) == 3
     for text, message in (
+        ("0:4:0.7:3:2:1", "0:4:0.7:3:2:1'"),
         ("0.1:4:0.7:3", "must start at 0"),
         ("0:4:0.7:3,0:8:0.6:5", "later"),
         ("0:4:0.7", "0:4:0.7'"),
@@ -157,11 +159,12 @@ def test_a_combination_that_does_not_fit_changes_nothing():
     model = tiny_model(SViTTEgoModel)
     before = model.config.vision_config.to_dict()
     with pytest.raises(Exception, match="more than the 8 blocks"):
-        apply_sparsity(model, 4, 0.7, 9)
+        apply_sparsity(model, {"num_frames": 4, "keep_rate": 0.7, "num_random_blocks": 9})
     assert model.config.vision_config.to_dict() == before
-    apply_sparsity(model, 8, 0.5, 15)
+    apply_sparsity(model, {"num_frames": 8, "keep_rate": 0.5, "num_random_blocks": 11, "num_temporal_blocks": 4})
     vision = model.vision_model.config
-    assert (vision.num_frames, vision.keep_rate, vision.num_random_blocks) == (8, 0.5, 15)
+    assert (vision.num_frames, vision.keep_rate) == (8, 0.5)
+    assert (vision.num_random_blocks, vision.num_temporal_blocks) == (11, 4)
     assert model.config.vision_config is vision
 
 
