@@ -26,8 +26,8 @@ TITLES = {
     "3m": "Sweep over q_m, with video-text matching and masked language modelling",
     "4": "Sparsity turned at inference",
     "5": "Temporal edges at 4 frames",
-    "5-8": "Temporal edges at 8 frames",
-    "5-16": "Temporal edges at 16 frames, with verbs that two frames cannot tell apart",
+    "5-8": "Temporal edges at 8 frames, after 4",
+    "5-16": "Temporal edges at 16 frames, after 4, with verbs that two frames cannot tell apart",
     "6": "Which tokens to keep",
     "7": "Trained dense first, continued sparse",
     "8": "EgoNCE and InfoNCE where verbs and nouns follow Zipf's law, by contrastive batch",
@@ -39,10 +39,6 @@ STATISTICS = {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}}
 PRUNERS = ("random", "motion", "diverse", "merged")  # of experiment 6, in addition to the model's own (pruning.py)
 CONTRASTIVE_BATCHES = (32, 128, 512, 1024)  # of experiment 8
 FRAMES = {"5": 4, "5-8": 8, "5-16": 16}  # of these experiments, whatever --num-frames says
-# From 8 frames on, a model from scratch needs far more steps than these to learn the order of frames, dense or not. So
-# that of 16 frames is trained in stages, as in SViTT (section 3.4): (share of the steps, frames).
-STAGES = {"5-16": ((0.0, 4), (0.7, 16))}
-LAST_TEMPORAL = 8  # K_t of the last stage where the first has temporal blocks: 1, 2, 4 and 8 frames back and ahead
 # (K_l, K_t, K_r, G). The tiny tower's are compared at equal numbers of attended blocks, of 16 at 4 frames: as many as
 # the paper's pattern, 4, then 5, then 6.
 TEMPORAL_PATTERNS = {
@@ -59,6 +55,31 @@ TEMPORAL_PATTERNS = {
         (3, 2, 0, 4),
     ),
     "base": ((1, 0, 3, 49), (1, 2, 1, 49), (3, 2, 1, 49), (1, 4, 1, 49)),
+}
+# From 8 frames on, a model from scratch needs far more steps than these to learn the order of frames, dense or not. So
+# it is trained in stages, as in SViTT (section 3.4), of which the last begins after this share of the steps.
+FIRST_FRAMES, LAST_STAGE = 4, 0.7
+# (K_l, K_t, K_r, G) at the first number of frames and at the last: the paper's pattern, as many random blocks as the
+# last pattern has blocks, temporal blocks one frame away, and temporal blocks that span the clip.
+STAGED_PATTERNS = {
+    "tiny": {
+        "5-8": (
+            ((1, 0, 3, 4), (1, 0, 3, 4)),
+            ((1, 0, 3, 4), (1, 0, 9, 4)),
+            ((3, 2, 1, 4), (3, 2, 1, 4)),
+            ((3, 2, 1, 4), (3, 6, 1, 4)),
+        ),
+        "5-16": (
+            ((1, 0, 3, 4), (1, 0, 3, 4)),
+            ((1, 0, 3, 4), (1, 0, 11, 4)),
+            ((3, 2, 1, 4), (3, 2, 1, 4)),
+            ((3, 2, 1, 4), (3, 8, 1, 4)),
+        ),
+    },
+    "base": {
+        "5-8": (((1, 0, 3, 49), (1, 0, 3, 49)), ((3, 2, 1, 49), (3, 6, 1, 49))),
+        "5-16": (((1, 0, 3, 49), (1, 0, 3, 49)), ((3, 2, 1, 49), (3, 8, 1, 49))),
+    },
 }
 
 
@@ -102,17 +123,19 @@ def edges(pattern: tuple[int, ...] | None) -> dict:
     return dict(zip(names, pattern))
 
 
-def in_stages(setting: Setting, stages: tuple[tuple[float, int], ...]) -> Setting:
-    """The setting at the numbers of frames of `stages`, the last with `LAST_TEMPORAL`; itself where there are none."""
-    if not stages:
-        return setting
-    random, temporal = setting.fields["num_random_blocks"], setting.fields.get("num_temporal_blocks", 0)
-    sparsity = f"{setting.fields['keep_rate']}:{'dense' if random is None else random}"
-    of_each = [temporal] * len(stages)
-    if temporal:
-        of_each[-1] = LAST_TEMPORAL
-    text = ",".join(f"{start}:{frames}:{sparsity}:{k}" for (start, frames), k in zip(stages, of_each))
-    return replace(setting, arguments={**setting.arguments, "temporal_stages": text})
+def staged(first: tuple[int, ...] | None, last: tuple[int, ...] | None, num_frames: int, keep_rate: float) -> Setting:
+    """Trained with the pattern `first` at `FIRST_FRAMES`, then with `last` at `num_frames`; None is dense."""
+    stages = []
+    for start, frames, pattern in ((0.0, FIRST_FRAMES, first), (LAST_STAGE, num_frames, last)):
+        _, temporal, random, _ = (0, 0, "dense", 0) if pattern is None else pattern
+        stages.append(f"{start}:{frames}:{keep_rate}:{random}:{temporal}")
+    name = "dense" if last is None else f"edges {last}"
+    return Setting(
+        name + ("" if keep_rate == 1.0 else f", nodes {keep_rate}"),
+        # The costs are those of the last pattern; the training sets each stage's.
+        {**edges(last), "keep_rate": keep_rate},
+        {"temporal_stages": ",".join(stages)},
+    )
 
 
 def measured_settings(experiment: str, scale: str) -> list[Setting]:
@@ -166,10 +189,16 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
             Setting(f"q_m = {rate}", {**learner, **layers, "fusion_keep_rate": rate}, fusion=True)
             for rate in reversed(SWEPT_FUSION)
         ]
-    if experiment in FRAMES:
+    if experiment in STAGED_PATTERNS[scale]:
+        return [
+            staged(first, last, FRAMES[experiment], keep_rate)
+            for first, last in ((None, None), *STAGED_PATTERNS[scale][experiment])
+            for keep_rate in (1.0, 0.7)
+        ]
+    if experiment == "5":
         named = {"dense": None} | {f"edges {pattern}": pattern for pattern in TEMPORAL_PATTERNS[scale]}
         return [
-            in_stages(Setting(f"{name}{suffix}", {**edges(pattern), "keep_rate": rate}), STAGES.get(experiment, ()))
+            Setting(f"{name}{suffix}", {**edges(pattern), "keep_rate": rate})
             for name, pattern in named.items()
             for suffix, rate in (("", 1.0), (", nodes 0.7", 0.7))
         ]

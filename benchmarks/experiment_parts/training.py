@@ -112,10 +112,9 @@ def build_model(setting: Setting, budget: Budget, seed: int, narrations: list[st
     """The model, its weights decided by the seed alone where settings share a shape, and its processor."""
     set_seed(seed)
     model_class = SViTTEgoForPreTraining if setting.fusion else SViTTEgoModel
+    fields = first_fields(setting, budget)
     if budget.scale == "base":
-        model = model_class.from_encoders(
-            budget.vision_encoder, budget.text_encoder, num_frames=first_frames(setting, budget), **setting.fields
-        )
+        model = model_class.from_encoders(budget.vision_encoder, budget.text_encoder, **fields)
         vision = model.config.vision_config
         video_processor = SViTTEgoVideoProcessor(
             size={"height": vision.image_size, "width": vision.image_size}, num_frames=budget.num_frames
@@ -124,13 +123,14 @@ def build_model(setting: Setting, budget: Budget, seed: int, narrations: list[st
     processor = build_processor(narrations)
     processor.video_processor.num_frames = budget.num_frames
     set_seed(seed)
-    return model_class._from_config(tiny_config(setting.fields, first_frames(setting, budget))), processor
+    return model_class._from_config(tiny_config(fields, fields.pop("num_frames"))), processor
 
 
-def first_frames(setting: Setting, budget: Budget) -> int:
-    """Frames of the first stage, where there are stages: a new bias table is made for a number of frames."""
+def first_fields(setting: Setting, budget: Budget) -> dict:
+    """Fields to start with, those of the first stage where there are stages: new bias tables fit its frames."""
     stages = setting.arguments.get("temporal_stages")
-    return parse_stages(stages)[0].num_frames if stages else budget.num_frames
+    sparsity = parse_stages(stages)[0].sparsity if stages else {"num_frames": budget.num_frames}
+    return {**setting.fields, **sparsity}
 
 
 def tiny_config(fields: dict, num_frames: int) -> SViTTEgoConfig:
@@ -193,6 +193,7 @@ def train_here(setting: Setting, seed: int, corpus: Corpus, budget: Budget, work
         "use_cpu": not torch.cuda.is_available(),
         "seed": seed,
         "output_dir": str(folder.with_name(f"{folder.name}.log")),
+        "overwrite_output_dir": True,  # the checkpoint between two stages of a run that was stopped: it starts over
     }
     if setting.clips_per_step is not None and setting.clips_per_step > batch_size:
         arguments["contrastive_batch_size"] = setting.clips_per_step

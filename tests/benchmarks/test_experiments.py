@@ -13,6 +13,7 @@ from modeling_svitt_ego.data.egoclip import load_egoclip
 from modeling_svitt_ego.data.layouts import VideoStore
 from modeling_svitt_ego.demo.rendered_clips import ClipsInMemory
 from modeling_svitt_ego.demo.synthetic_world import build_world
+from modeling_svitt_ego.training.temporal_stages import parse_stages
 
 experiments = importlib.import_module("experiments")
 clips_in_memory, costs, inference, plan, report, training = (
@@ -206,6 +207,19 @@ def test_temporal_edges_are_compared_at_no_more_than_two_fifths_of_the_keys(expe
         assert attended * vision.block_size <= 0.4 * tokens
 
 
+@pytest.mark.parametrize("scale", ["tiny", "base"])
+@pytest.mark.parametrize("experiment", ["5-8", "5-16"])
+def test_stages_end_with_the_setting_that_they_are_named_after(experiment, scale):
+    """Catches a model that is trained with another pattern than its row says, or not first at 4 frames."""
+    for setting in plan.settings_of(experiment, scale):
+        first, last = parse_stages(setting.arguments["temporal_stages"])
+        assert (first.num_frames, last.num_frames) == (4, plan.FRAMES[experiment])
+        fields = {"num_temporal_blocks": 0, **setting.fields}
+        assert last.sparsity.items() <= {**fields, "num_frames": last.num_frames}.items()
+        started = training.first_fields(setting, training.Budget(num_frames=last.num_frames))
+        assert first.sparsity.items() <= started.items() and first.keep_rate == last.keep_rate
+
+
 def test_only_known_settings_are_chosen():
     settings = plan.settings_of("5", "tiny")
     assert experiments.chosen(settings, []) == settings
@@ -220,7 +234,7 @@ def test_a_larger_contrastive_batch_has_fewer_steps_and_the_same_clips():
     for setting in plan.settings_of("8", "tiny"):
         steps, batch = training.steps_and_batch(setting, budget)
         seen.setdefault(setting.clips_per_step, set()).add((steps, batch))
-    assert seen == {32: {(128, 32)}, 128: {(32, 64)}, 512: {(8, 64)}}
+    assert seen == {32: {(128, 32)}, 128: {(32, 64)}, 512: {(8, 64)}, 1024: {(4, 64)}}
 
 
 def test_a_continued_model_starts_from_the_first_ones_weights(world, tmp_path):
