@@ -32,14 +32,17 @@ PATTERNS = {
     "edges (1, 2, 1, 49), svitt-ego-base-temporal's": (1, 2, 1, 49),
     "edges (3, 2, 1, 49)": (3, 2, 1, 49),
 }
+# K_t by frames, so that temporal blocks span the clip: up to half of it away, at distances that double.
+SPANNING = {4: 2, 8: 6, 16: 8, 32: 10, 64: 12}
 TEXT_LENGTH = 30
 
 
-def settings() -> dict[str, dict]:
+def settings(num_frames: int) -> dict[str, dict]:
     """Name to fields of the video tower: each pattern without and with pruned nodes."""
+    spanning = {"edges (3, 2 to 12, 1, 49), spanning the clip": (3, SPANNING[num_frames], 1, 49)}
     return {
         f"{name}{suffix}": {**edges(pattern), "keep_rate": rate}
-        for name, pattern in PATTERNS.items()
+        for name, pattern in (PATTERNS | spanning).items()
         for suffix, rate in (("", 1.0), ("; nodes 0.7", 0.7))
     }
 
@@ -92,13 +95,13 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    parser.add_argument("--frames", type=int, nargs="+", default=FRAMES)
+    parser.add_argument("--frames", type=int, nargs="+", choices=FRAMES, default=FRAMES)
     parser.add_argument("--no-bytes", action="store_true", help="FLOPs only, which takes a fifth of the time")
     options = parser.parse_args(argv)
     rows = [
         {"setting": name, "num_frames": count, **cost(fields, count, with_bytes=not options.no_bytes)}
         for count in options.frames
-        for name, fields in settings().items()
+        for name, fields in settings(count).items()
     ]
     options.output.write_text(json.dumps({**origin(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
