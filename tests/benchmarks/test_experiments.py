@@ -169,6 +169,30 @@ def test_costs_of_dense_attention_are_those_of_the_formula():
     assert steps["dense"].seconds() > 0
 
 
+@pytest.mark.parametrize("experiment", ["3", "3m", "5", "5-16", "6"])
+def test_every_setting_is_a_point_of_the_pictures_where_its_own_cost_is(experiment):
+    """Catches a setting that no curve shows, and one that is shown at another's cost or accuracy."""
+    names = [setting.name for setting in plan.settings_of(experiment, "tiny")]
+    values = {name: float(place) for place, name in enumerate(names)}
+    grouped = {name: {0: {"inter": value, "intra": value + 0.5}} for name, value in values.items()}
+    rows = {n: {"saved_bytes": v * 1e6, "seconds": v, "unit_of_time": "CPU seconds"} for n, v in values.items()}
+    pictures = report.accuracy_against_costs(experiment, grouped, rows)
+    assert len(pictures) == 4
+    for name, (curves, _) in pictures.items():
+        shown = {point for points in curves.values() for point in points}
+        assert shown == {(value, value + 0.5 * ("intra" in name)) for value in values.values()}
+        assert all(len(points) > 1 for points in curves.values())
+
+
+def test_costs_of_a_choice_of_tokens_include_the_choice(monkeypatch):
+    """Catches the costs of the model's own choice under another's name."""
+    motion = next(s for s in plan.settings_of("6", "tiny") if s.pruner == "motion")
+    installed = []
+    monkeypatch.setattr(costs, "install_pruner", lambda tower, name: installed.append(name))
+    costs.Step(motion, "tiny", 4, 2, torch.device("cpu"))
+    assert installed == ["motion"]
+
+
 def test_costs_of_the_fusion_tower_fall_with_its_keep_rate():
     """Catches pruning that torch's counter cannot follow (it hooks what requires gradients), or that saves nothing."""
     settings = plan.settings_of("3m", "tiny")

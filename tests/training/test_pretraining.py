@@ -171,7 +171,7 @@ def test_a_combination_that_does_not_fit_changes_nothing():
 def test_frames_grow_in_stages_and_the_optimizer_goes_on(corpus, tmp_path):
     """Catches tables not resampled, clips of the old length, and an optimizer that forgets more than the tables."""
     trainer = make_trainer(
-        corpus, tmp_path, max_steps=4, temporal_stages="0:4:0.7:1,0.5:8:0.6:3", learning_rate=0.0, save_total_limit=1
+        corpus, tmp_path, max_steps=4, temporal_stages="0:4:0.7:1,0.5:8:0.6:3:4", learning_rate=0.0, save_total_limit=1
     )
     seen = []
     trainer.core.register_forward_pre_hook(
@@ -182,6 +182,7 @@ def test_frames_grow_in_stages_and_the_optimizer_goes_on(corpus, tmp_path):
     assert seen == [4, 4, 8, 8] and trainer.state.global_step == 4
     vision = trainer.core.config.vision_config
     assert (vision.num_frames, vision.keep_rate, vision.num_random_blocks) == (8, 0.6, 3)
+    assert vision.num_temporal_blocks == 4
     assert trainer.processing_class.video_processor.num_frames == 8
     steps = {}
     for name, parameter in trainer.core.named_parameters():
