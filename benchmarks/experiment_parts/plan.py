@@ -123,17 +123,24 @@ def edges(pattern: tuple[int, ...] | None) -> dict:
     return dict(zip(names, pattern))
 
 
-def staged(first: tuple[int, ...] | None, last: tuple[int, ...] | None, num_frames: int, keep_rate: float) -> Setting:
-    """Trained with the pattern `first` at `FIRST_FRAMES`, then with `last` at `num_frames`; None is dense."""
+def staged(
+    first: tuple[int, ...] | None, last: tuple[int, ...] | None, num_frames: int, keep_rate: float, by_motion: bool
+) -> Setting:
+    """
+    Trained with the pattern `first` at `FIRST_FRAMES`, then with `last` at `num_frames`; None is dense.
+
+    Args:
+        by_motion (`bool`): tokens are kept by `keep_strategy="motion"`.
+    """
     stages = []
     for start, frames, pattern in ((0.0, FIRST_FRAMES, first), (LAST_STAGE, num_frames, last)):
         _, temporal, random, _ = (0, 0, "dense", 0) if pattern is None else pattern
         stages.append(f"{start}:{frames}:{keep_rate}:{random}:{temporal}")
     name = "dense" if last is None else f"edges {last}"
     return Setting(
-        name + ("" if keep_rate == 1.0 else f", nodes {keep_rate}"),
+        name + ("" if keep_rate == 1.0 else f", nodes {keep_rate}") + (" by motion" if by_motion else ""),
         # The costs are those of the last pattern; the training sets each stage's.
-        {**edges(last), "keep_rate": keep_rate},
+        {**edges(last), "keep_rate": keep_rate, **({"keep_strategy": "motion"} if by_motion else {})},
         {"temporal_stages": ",".join(stages)},
     )
 
@@ -191,9 +198,9 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
         ]
     if experiment in STAGED_PATTERNS[scale]:
         return [
-            staged(first, last, FRAMES[experiment], keep_rate)
+            staged(first, last, FRAMES[experiment], keep_rate, by_motion)
             for first, last in ((None, None), *STAGED_PATTERNS[scale][experiment])
-            for keep_rate in (1.0, 0.7)
+            for keep_rate, by_motion in ((1.0, False), (0.7, False), (0.7, True))
         ]
     if experiment == "5":
         named = {"dense": None} | {f"edges {pattern}": pattern for pattern in TEMPORAL_PATTERNS[scale]}
