@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from transformers import TrainerCallback
@@ -109,6 +108,8 @@ def peak_memory() -> tuple[int, str]:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
     if resource is None:
+        import psutil  # accelerate depends on it
+
         return psutil.Process().memory_info().peak_wset, "main process"
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "main process"
