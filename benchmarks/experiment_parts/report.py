@@ -175,7 +175,7 @@ def accuracy_against_costs(number: str, grouped: dict[str, dict[int, dict]], cos
 def curves_through(number: str, name: str, first: str) -> list[str]:
     """The curves on which a setting is a point: of what it varies, and `first` of all."""
     if number in FRAMES:
-        return [name.split(", nodes")[0]]
+        return [name.replace(", nodes 0.7", "")]  # each pattern with and without nodes; those kept by motion apart
     if number == "6":
         choices = ["by the attention of [CLS]", *PRUNERS]
         return choices if name == first else [name.split(", ", 1)[1]]
