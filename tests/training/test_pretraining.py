@@ -240,9 +240,9 @@ def test_curves_are_drawn_where_the_values_are():
     (x0, y0), (x1, y1) = map(min, zip(*dark)), map(max, zip(*dark))
     assert x0 > 1 and x1 < picture.width - 2 and y0 > 1 and y1 < picture.height - 1
     draw_curves({"constant": [(5, 2.0)]})
-    many = draw_curves({str(i): [(0, float(i)), (10, float(i))] for i in range(12)}).convert("RGB")
+    many = draw_curves({str(i): [(0, float(i)), (10, float(i))] for i in range(14)}).convert("RGB")
     column = [min(many.getpixel((300, y))) < 200 for y in range(40, 410)]
-    assert sum(now and not before for before, now in zip(column, column[1:])) == 12, "one colour or more is missing"
+    assert sum(now and not before for before, now in zip(column, column[1:])) == 14, "one colour or more is missing"
 
 
 def test_ticks_are_round_and_cover_the_values():
