@@ -10,7 +10,6 @@ GPU kernels keep the same but have smaller temporary tensors.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.initialization import no_init_weights
 
 from modeling_svitt_ego import SViTTEgoConfig, SViTTEgoVisionConfig, SViTTEgoVisionModel
+from modeling_svitt_ego.files.writing import write_json
 from modeling_svitt_ego.training.memory_plan import count_bytes
 
 FRAMES = (4, 8, 16, 32, 64)
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         for count in options.frames
         for name, fields in settings(count).items()
     ]
-    options.output.write_text(json.dumps({**origin(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    write_json(options.output, {**origin(), "rows": rows})
     print(table(rows))
 
 

@@ -15,7 +15,6 @@ verb and noun; "what did i pick up after …?" names no object to look for and s
 
 import argparse
 import importlib.util
-import json
 import platform
 import shlex
 import sys
@@ -30,6 +29,7 @@ from modeling_svitt_ego.evaluation.egonlq_metrics import egonlq_recall
 from modeling_svitt_ego.features.egonlq_features import EgoNLQFeatures
 from modeling_svitt_ego.features.grounding import sliding_window_spans
 from modeling_svitt_ego.features.windows import embed_texts
+from modeling_svitt_ego.files.writing import write_json
 from modeling_svitt_ego.weights.loading import load_dual_encoder
 from modeling_svitt_ego.weights.provenance import package_commit
 
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> dict:
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.results, report)
     return report
 
 

@@ -115,8 +115,10 @@ def peak_memory() -> tuple[int, str]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "main process"
 
 
-_COLOURS = ("#1f5fa8", "#c8501e", "#3c8c3c", "#7a4fa0", "#a08020", "#209090", "#c04080", "#606060")
-_COLOURS += ("#000000", "#70c0f0", "#90c060", "#e090c0")
+_COLOURS = (
+    *("#1f5fa8", "#c8501e", "#3c8c3c", "#7a4fa0", "#a08020", "#209090"),
+    *("#c04080", "#606060", "#000000", "#70c0f0", "#90c060", "#e090c0"),
+)
 
 
 def draw_curves(
