@@ -31,12 +31,13 @@ TITLES = {
     "6": "Which tokens to keep",
     "7": "Trained dense first, continued sparse",
     "8": "EgoNCE and InfoNCE where verbs and nouns follow Zipf's law, by contrastive batch",
+    "9": "Temporal edges and which tokens to keep, where the head moves during an action",
 }
-TRAINED = ("1", "2", "3", "3m", "5", "5-8", "5-16", "6", "7", "8")  # 4 takes the models of 1
-SAME_COSTS = ("2", "7", "8")  # settings whose model costs the same in all of them, or is measured in 5
+TRAINED = ("1", "2", "3", "3m", "5", "5-8", "5-16", "6", "7", "8", "9")  # 4 takes the models of 1
+SAME_COSTS = ("2", "7", "8", "9")  # settings whose model costs the same in all of them, or is measured in 5 or 6
 # Fields of WorldStatistics: the synthetic world of these experiments, which differs from the others'.
-STATISTICS = {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}}
-PRUNERS = ("random", "motion", "diverse", "merged")  # of experiment 6, in addition to the model's own (pruning.py)
+STATISTICS = {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}, "9": {"head_motion": 10.0}}
+PRUNERS = ("random", "motion", "diverse", "merged")  # of experiments 6 and 9, besides the model's own (pruning.py)
 CONTRASTIVE_BATCHES = (32, 128, 512, 1024)  # of experiment 8
 FRAMES = {"5": 4, "5-8": 8, "5-16": 16}  # of these experiments, whatever --num-frames says
 # (K_l, K_t, K_r, G). The tiny tower's are compared at equal numbers of attended blocks, of 16 at 4 frames: as many as
@@ -211,6 +212,13 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
         ]
     dense = {**edges(None), "keep_rate": 1.0}
     temporal = TEMPORAL_PATTERNS[scale][3 if scale == "tiny" else 2]  # with local neighbours
+    if experiment == "9":
+        patterns = (TEMPORAL_PATTERNS[scale][0], temporal)
+        return [
+            Setting("dense", dense),
+            *(Setting(f"edges {pattern}", {**edges(pattern), "keep_rate": 1.0}) for pattern in patterns),
+            *settings_of("6", scale)[1:],
+        ]
     if experiment == "6":
         return [Setting("every token", dense)] + [
             Setting(

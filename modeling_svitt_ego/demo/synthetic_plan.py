@@ -8,7 +8,7 @@ import math
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class VideoPlan:
     objects: tuple[SceneObject, ...]
     actions: tuple[Action, ...]
     seed: tuple[int, ...]
+    head_motion: float = 1.0  # as in [`WorldStatistics`]
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,21 @@ class WorldStatistics:
             verb and noun have the weight k**-zipf, as words have, and a table may hold the same noun twice: scenes
             with moments that look alike, and clips that share verb and noun with many others.
         long_verbs (`bool`): with the verbs that only more than two frames tell apart (`LONG_VERBS`).
+        head_motion (`float`): factor on how far the head sways, which is 0.008 to 0.02 frame heights in each of two
+            waves per axis. At 10 the whole picture moves during an action, by 0.1 to 0.2 in each wave.
     """
 
     zipf: float = 0.0
     long_verbs: bool = False
+    head_motion: float = 1.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.head_motion < math.inf:
+            raise ValueError(f"head_motion ({self.head_motion}) must be a finite number of at least 0.")
+
+    def changed(self) -> dict:
+        """The fields that differ from the defaults."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(WorldStatistics, name)}
 
 
 def plan_video(seed: Sequence[int], seconds: float, statistics: WorldStatistics | None = None) -> VideoPlan:
@@ -121,7 +133,7 @@ def plan_video(seed: Sequence[int], seconds: float, statistics: WorldStatistics 
         )
         states = after
         start = end + float(rng.uniform(*PAUSE_SECONDS))
-    return VideoPlan(video_uid, seconds, tuple(objects), tuple(actions), tuple(seed))
+    return VideoPlan(video_uid, seconds, tuple(objects), tuple(actions), tuple(seed), statistics.head_motion)
 
 
 def _draw_objects(zipf: float, rng: np.random.Generator) -> list[SceneObject]:

@@ -36,6 +36,7 @@ class VideoRenderer:
         self.scene = SceneRenderer(plan.objects, height, rng)
         # axis, wave, (amplitude, Hz, phase)
         self.sway = rng.uniform([0.008, 0.15, 0.0], [0.02, 0.6, 2 * math.pi], (2, 2, 3))
+        self.sway[..., 0] *= plan.head_motion
         self.flicker = rng.uniform([0.01, 0.1, 0.0], [0.04, 0.7, 2 * math.pi])
         self.starts = [action.start for action in plan.actions]
 

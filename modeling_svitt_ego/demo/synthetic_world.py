@@ -123,7 +123,8 @@ def build_world(
         height: frames are height x height px; an even number.
         num_workers: processes; all cores by default, 1 renders in this process.
         video_splits: splits whose videos are written as mp4; all by default. The others have annotations only.
-        statistics: how often what happens, in the training split; the other splits have its verbs, all equally often.
+        statistics: how often what happens, in the training split; in the other splits all verbs and nouns are
+            equally frequent.
     """
     split_sizes = dict(split_sizes or {"train": 40, "test": 10})
     output_dir = Path(output_dir)
@@ -140,8 +141,8 @@ def build_world(
         "fps": fps,
     }
     statistics = statistics or WorldStatistics()
-    if statistics != WorldStatistics():
-        arguments["statistics"] = asdict(statistics)
+    if statistics.changed():
+        arguments["statistics"] = statistics.changed()
     even = replace(statistics, zipf=0.0)
     if video_splits is not None:
         arguments["video_splits"] = list(video_splits)

@@ -279,8 +279,8 @@ def test_a_continued_model_starts_from_the_first_ones_weights(world, tmp_path):
     assert recipes[0]["more"] == {"first": dense.first} and "more" not in recipes[2]
 
 
-def test_zipf_and_long_verbs_have_worlds_of_their_own():
-    assert plan.STATISTICS == {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}}
+def test_experiments_on_other_worlds_have_worlds_of_their_own():
+    assert plan.STATISTICS == {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}, "9": {"head_motion": 10.0}}
     assert all(number in plan.TITLES for number in plan.STATISTICS)
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import uuid
 from collections import Counter
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -17,7 +18,7 @@ from modeling_svitt_ego.data.taxonomy import read_taxonomy
 from modeling_svitt_ego.demo.synthetic_objects import NOUNS, SceneObject
 from modeling_svitt_ego.demo.synthetic_plan import NUM_OBJECTS, WorldStatistics, plan_video
 from modeling_svitt_ego.demo.synthetic_scene import VERBS, ObjectState, SceneRenderer, action_pose
-from modeling_svitt_ego.demo.synthetic_video import render_frames, render_videos
+from modeling_svitt_ego.demo.synthetic_video import VideoRenderer, render_frames, render_videos
 from modeling_svitt_ego.demo.synthetic_world import NOUN_TAXONOMY, TWIN_VERBS, VERB_TAXONOMY, build_world
 
 ARGUMENTS = dict(split_sizes={"train": 2, "test": 5}, seconds_per_video=24.0, seed=5, height=48, fps=6)
@@ -267,3 +268,26 @@ def test_long_verbs_are_tagged_and_ask_which_side_was_first(tmp_path):
             assert np.sign(round(pose.state.x - 1.0, 6)) == sign * expected
     with pytest.raises(FileExistsError, match="statistics"):
         build_world(tmp_path / "w", {"train": 8}, 30.0, 3, 32, 4, 1, video_splits=())
+
+
+def test_head_motion_moves_the_picture_and_changes_nothing_that_happens(tmp_path):
+    """Catches a factor that is drawn but not used, in one of the splits, and one that changes the default world."""
+    still, moving = (plan_video((0, 0, 0), 20.0, WorldStatistics(head_motion=factor)) for factor in (0.0, 10.0))
+    assert replace(moving, head_motion=1.0) == plan_video((0, 0, 0), 20.0) == replace(still, head_motion=1.0)
+    rest = still.actions[0].start  # nobody acts before
+    shifts = []
+    for plan in (still, moving):
+        first, last = (VideoRenderer(plan, 64, 20).frame(number).astype(float) for number in (0, int(20 * rest) - 1))
+        first, last = first / first.mean(), last / last.mean()  # the light flickers
+        shifts.append(float(np.abs(first - last).mean()))
+    assert shifts[1] > 5 * shifts[0]
+    statistics = WorldStatistics(head_motion=10.0)
+    sizes = {"train": 1, "test": 1}
+    for name, given in (("moving", statistics), ("default", None)):
+        build_world(tmp_path / name, sizes, 10.0, 3, 32, 4, 1, statistics=given)
+    files = {path.relative_to(tmp_path / "moving") for path in (tmp_path / "moving").rglob("*") if path.is_file()}
+    differing = {f for f in files if (tmp_path / "moving" / f).read_bytes() != (tmp_path / "default" / f).read_bytes()}
+    assert {f.name for f in differing} == {"0.mp4", "world.json"} and len(differing) == 3
+    assert json.loads((tmp_path / "moving" / "world.json").read_text())["statistics"] == {"head_motion": 10.0}
+    with pytest.raises(ValueError, match="head_motion"):
+        WorldStatistics(head_motion=-1.0)
