@@ -37,7 +37,8 @@ TRAINED = ("1", "2", "3", "3m", "5", "5-8", "5-16", "6", "7", "8", "9")  # 4 tak
 SAME_COSTS = ("2", "7", "8", "9")  # settings whose model costs the same in all of them, or is measured in 5 or 6
 # Fields of WorldStatistics: the synthetic world of these experiments, which differs from the others'.
 STATISTICS = {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}, "9": {"head_motion": 10.0}}
-PRUNERS = ("random", "motion", "diverse", "merged")  # of experiments 6 and 9, besides the model's own (pruning.py)
+# Of experiments 6 and 9, in addition to the model's own choice (pruning.py).
+PRUNERS = ("random", "motion", "novel", "diverse", "merged")
 CONTRASTIVE_BATCHES = (32, 128, 512, 1024)  # of experiment 8
 FRAMES = {"5": 4, "5-8": 8, "5-16": 16}  # of these experiments, whatever --num-frames says
 # (K_l, K_t, K_r, G). The tiny tower's are compared at equal numbers of attended blocks, of 16 at 4 frames: as many as

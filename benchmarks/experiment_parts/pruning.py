@@ -52,6 +52,16 @@ def merge_dropped(hidden_states: torch.Tensor, kept: torch.Tensor) -> torch.Tens
     return torch.cat([hidden_states[:, :1], total / count[..., None]], dim=1)
 
 
+def novelty(states: torch.Tensor, token_ids: torch.Tensor, patches_per_frame: int) -> torch.Tensor:
+    """
+    (B, n) distances of each token to the most similar one, at any place, one frame before or after: motion with the
+    camera's own movement searched for. Infinite where nothing is left of both frames.
+    """
+    states, frames = states.float(), token_ids // patches_per_frame
+    neighbours = (frames[:, :, None] - frames[:, None, :]).abs() == 1
+    return torch.cdist(states, states).masked_fill(~neighbours, torch.inf).amin(dim=2)
+
+
 def _choose(hidden_states, token_ids, kept):
     ids = token_ids.expand(hidden_states.shape[0], -1)
     return take_tokens(hidden_states, kept), ids.gather(1, kept)
@@ -67,6 +77,11 @@ def _motion(patches_per_frame, hidden_states, token_ids, num_frames, cls_attenti
     return _choose(hidden_states, token_ids, select_tokens(scores, num_kept))
 
 
+def _novel(patches_per_frame, hidden_states, token_ids, num_frames, cls_attention, num_kept, seed):
+    scores = novelty(hidden_states[:, 1:].detach(), token_ids.expand(len(hidden_states), -1), patches_per_frame)
+    return _choose(hidden_states, token_ids, select_tokens(scores, num_kept))
+
+
 def _diverse(patches_per_frame, hidden_states, token_ids, num_frames, cls_attention, num_kept, seed):
     return _choose(hidden_states, token_ids, farthest_first(hidden_states[:, 1:].detach(), num_kept))
 
@@ -76,4 +91,4 @@ def _merged(patches_per_frame, hidden_states, token_ids, num_frames, cls_attenti
     return merge_dropped(hidden_states, kept), token_ids.expand(hidden_states.shape[0], -1).gather(1, kept)
 
 
-PRUNE = {"random": _random, "motion": _motion, "diverse": _diverse, "merged": _merged}
+PRUNE = {"random": _random, "motion": _motion, "novel": _novel, "diverse": _diverse, "merged": _merged}

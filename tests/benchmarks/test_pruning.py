@@ -22,6 +22,16 @@ def test_dropped_tokens_are_averaged_into_the_kept_one_that_is_most_like_them():
     assert merged.tolist() == [[[9.0, 9.0], [2.0, 0.0], [0.0, 3.0]]]
 
 
+def test_novelty_is_the_distance_to_the_most_similar_token_of_the_frames_before_and_after():
+    """Catches a search in the token's own frame or two frames away, and one at its own place only."""
+    values = torch.tensor([0.0, 10.0, 7.0, 1.0, 7.0, 30.0])  # two patches in each of three frames, as one number each
+    assert pruning.novelty(values[None, :, None], torch.arange(6)[None], 2).tolist() == [
+        [1.0, 3.0, 0.0, 1.0, 0.0, 23.0]
+    ]
+    gap = pruning.novelty(values[None, [0, 1, 4, 5], None], torch.tensor([[0, 1, 4, 5]]), 2)
+    assert gap.isinf().all()
+
+
 @pytest.mark.parametrize("name", [None, *pruning.PRUNE])
 def test_every_pruner_keeps_as_many_tokens_and_trains(name):
     """Catches a pruner that is never called, or that returns tokens and ids which do not belong together."""
