@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# huggingface_hub reads it once, at its import, and the tests' own Hub on this machine would be refused too.
+os.environ.pop("HF_HUB_OFFLINE", None)
+
 # Tiny tensors: threads that wait for each other cost far more than they bring (measured: 154 s against 33 s).
 torch.set_num_threads(1)
 
