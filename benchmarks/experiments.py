@@ -8,6 +8,7 @@
     python benchmarks/experiments.py --only 6               # which tokens to keep
     python benchmarks/experiments.py --only 7               # trained dense first, continued sparse
     python benchmarks/experiments.py --only 8               # EgoNCE on Zipf's statistics, by contrastive batch
+    python benchmarks/experiments.py --only 8-steps --steps 125   # the same at equal steps, not at equal clips
     python benchmarks/experiments.py --only 9               # temporal edges and pruning where the head moves
     python benchmarks/experiments.py --report               # tables and pictures from the JSON files
 

@@ -31,15 +31,27 @@ TITLES = {
     "6": "Which tokens to keep",
     "7": "Trained dense first, continued sparse",
     "8": "EgoNCE and InfoNCE where verbs and nouns follow Zipf's law, by contrastive batch",
+    "8-steps": "EgoNCE and InfoNCE where verbs and nouns follow Zipf's law, by contrastive batch at equal steps",
     "9": "Temporal edges and which tokens to keep, where the head moves during an action",
 }
-TRAINED = ("1", "2", "3", "3m", "5", "5-8", "5-16", "6", "7", "8", "9")  # 4 takes the models of 1
-SAME_COSTS = ("2", "7", "8", "9")  # settings whose model costs the same in all of them, or is measured in 5 or 6
+TRAINED = ("1", "2", "3", "3m", "5", "5-8", "5-16", "6", "7", "8", "8-steps", "9")  # 4 takes the models of 1
+SAME_COSTS = (
+    "2",
+    "7",
+    "8",
+    "8-steps",
+    "9",
+)  # settings whose model costs the same in all of them, or is measured in 5 or 6
 # Fields of WorldStatistics: the synthetic world of these experiments, which differs from the others'.
-STATISTICS = {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}, "9": {"head_motion": 10.0}}
+STATISTICS = {
+    "5-16": {"long_verbs": True},
+    "8": {"zipf": 1.0},
+    "8-steps": {"zipf": 1.0},
+    "9": {"head_motion": 10.0},
+}
 # Of experiments 6 and 9, in addition to the model's own choice (pruning.py).
 PRUNERS = ("random", "motion", "novel", "diverse", "merged")
-CONTRASTIVE_BATCHES = (32, 128, 512, 1024)  # of experiment 8
+CONTRASTIVE_BATCHES = (32, 128, 512, 1024)  # of experiments 8 and 8-steps
 FRAMES = {"5": 4, "5-8": 8, "5-16": 16}  # of these experiments, whatever --num-frames says
 # (K_l, K_t, K_r, G). The tiny tower's are compared at equal numbers of attended blocks, of 16 at 4 frames: as many as
 # the paper's pattern, 4, then 5, then 6.
@@ -98,6 +110,7 @@ class Setting:
         first (`dict`, *optional*): fields of a model that is trained before, for as many steps; this one continues it.
         clips_per_step (`int`, *optional*): contrastive batch; there are as many fewer steps as it is larger than the
             budget's, so that all settings see the same number of clips.
+        equal_steps (`bool`, *optional*): with `clips_per_step`, take all steps of the budget instead.
     """
 
     name: str
@@ -108,11 +121,12 @@ class Setting:
     pruner: str | None = None
     first: dict | None = None
     clips_per_step: int | None = None
+    equal_steps: bool | None = None
 
     def more(self) -> dict:
         """What decides a result beyond fields, arguments and fusion, where it is given."""
-        given = {"pruner": self.pruner, "first": self.first, "clips_per_step": self.clips_per_step}
-        return {name: value for name, value in given.items() if value is not None}
+        names = ("pruner", "first", "clips_per_step", "equal_steps")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def edges(pattern: tuple[int, ...] | None) -> dict:
@@ -236,7 +250,7 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
             for suffix, rate in (("", 1.0), (", nodes 0.7", 0.7))
             for name, pattern in patterns.items()
         ]
-    if experiment == "8":
+    if experiment in ("8", "8-steps"):
         losses = {
             "InfoNCE": ("info_nce", False),
             "action-aware positives only": ("ego_nce", False),
@@ -250,6 +264,7 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
                 {**fields, "contrastive_loss": loss},
                 {"scene_aware_negatives": scenes},
                 clips_per_step=batch,
+                equal_steps=True if experiment == "8-steps" else None,
             )
             for batch in CONTRASTIVE_BATCHES
             for name, (loss, scenes) in losses.items()

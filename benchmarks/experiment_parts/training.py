@@ -239,10 +239,12 @@ def train_here(setting: Setting, seed: int, corpus: Corpus, budget: Budget, work
 
 
 def steps_and_batch(setting: Setting, budget: Budget) -> tuple[int, int]:
-    """Steps, and clips that are in memory at once: a larger contrastive batch is cached, and steps are fewer."""
+    """Steps, and clips that are in memory at once: a larger contrastive batch is cached."""
     if setting.clips_per_step is None:
         return budget.steps, budget.batch_size
-    steps = max(1, budget.steps * budget.batch_size // setting.clips_per_step)
+    steps = budget.steps
+    if not setting.equal_steps:
+        steps = max(1, steps * budget.batch_size // setting.clips_per_step)
     return steps, min(budget.batch_size, setting.clips_per_step)
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -259,6 +260,9 @@ def test_a_larger_contrastive_batch_has_fewer_steps_and_the_same_clips():
         steps, batch = training.steps_and_batch(setting, budget)
         seen.setdefault(setting.clips_per_step, set()).add((steps, batch))
     assert seen == {32: {(128, 32)}, 128: {(32, 64)}, 512: {(8, 64)}, 1024: {(4, 64)}}
+    for equal_clips, equal_steps in zip(plan.settings_of("8", "tiny"), plan.settings_of("8-steps", "tiny")):
+        assert training.steps_and_batch(equal_steps, budget) == (64, min(64, equal_steps.clips_per_step))
+        assert replace(equal_steps, equal_steps=None) == equal_clips
 
 
 def test_a_continued_model_starts_from_the_first_ones_weights(world, tmp_path):
@@ -280,7 +284,12 @@ def test_a_continued_model_starts_from_the_first_ones_weights(world, tmp_path):
 
 
 def test_experiments_on_other_worlds_have_worlds_of_their_own():
-    assert plan.STATISTICS == {"5-16": {"long_verbs": True}, "8": {"zipf": 1.0}, "9": {"head_motion": 10.0}}
+    assert plan.STATISTICS == {
+        "5-16": {"long_verbs": True},
+        "8": {"zipf": 1.0},
+        "8-steps": {"zipf": 1.0},
+        "9": {"head_motion": 10.0},
+    }
     assert all(number in plan.TITLES for number in plan.STATISTICS)
 
 
