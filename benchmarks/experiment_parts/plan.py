@@ -54,7 +54,7 @@ PRUNERS = ("random", "motion", "novel", "diverse", "merged")
 CONTRASTIVE_BATCHES = (32, 128, 512, 1024)  # of experiments 8 and 8-steps
 FRAMES = {"5": 4, "5-8": 8, "5-16": 16}  # of these experiments, whatever --num-frames says
 # (K_l, K_t, K_r, G). The tiny tower's are compared at equal numbers of attended blocks, of 16 at 4 frames: as many as
-# the paper's pattern, 4, then 5, then 6.
+# the paper's pattern, 4, then 5, then 6; or 3 of half a frame.
 TEMPORAL_PATTERNS = {
     "tiny": (
         (1, 0, 3, 4),
@@ -67,6 +67,7 @@ TEMPORAL_PATTERNS = {
         (1, 2, 2, 4),
         (1, 4, 0, 4),
         (3, 2, 0, 4),
+        (1, 2, 0, 8),
     ),
     "base": ((1, 0, 3, 49), (1, 2, 1, 49), (3, 2, 1, 49), (1, 4, 1, 49)),
 }
@@ -228,7 +229,7 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
     dense = {**edges(None), "keep_rate": 1.0}
     temporal = TEMPORAL_PATTERNS[scale][3 if scale == "tiny" else 2]  # with local neighbours
     if experiment == "9":
-        patterns = (TEMPORAL_PATTERNS[scale][0], temporal)
+        patterns = (TEMPORAL_PATTERNS[scale][0], temporal, TEMPORAL_PATTERNS[scale][-1])
         return [
             Setting("dense", dense),
             *(Setting(f"edges {pattern}", {**edges(pattern), "keep_rate": 1.0}) for pattern in patterns),
