@@ -5,6 +5,7 @@ import html
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,49 @@ def test_own_numbers_stand_beside_the_published_ones_with_their_protocol(folder)
         ["EgoMCQ", "inter", "92.9", "91.2", *protocol],
         ["EgoMCQ", "intra", "65.9", "60.1", *protocol],
     ]
+
+
+@pytest.mark.parametrize(
+    "changes, said, unsaid",
+    [
+        ({"num_random_blocks": None, "keep_rate": 1.0}, ["| dense |", "dense attention"], ["Edge", "Node"]),
+        (
+            {},
+            [
+                "| 1, 0, 2, 4 |",
+                "its neighbours and to a few random blocks.",
+                "drop the tokens to which [CLS] attends least.",
+            ],
+            ["frames before and"],
+        ),
+        (
+            {"num_temporal_blocks": 2, "keep_strategy": "motion"},
+            [
+                "| 1, 2, 2, 4 |",
+                "its neighbours and to the same place in the frames before and after and to a few random blocks.",
+                "that differ least from the same place",
+            ],
+            ["[CLS]"],
+        ),
+    ],
+    ids=["dense", "published", "temporal"],
+)
+def test_the_card_describes_the_sparsity_of_its_own_configuration(folder, tmp_path, changes, said, unsaid):
+    """Catches a card without temporal edges, and one that names another rule by which tokens are dropped."""
+    shutil.copytree(folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    sparsity = {"num_local_blocks": 1, "num_temporal_blocks": 0, "num_random_blocks": 2, "block_size": 4}
+    config["vision_config"] |= {
+        **sparsity,
+        "keep_rate": 0.7,
+        "prune_layers": [1],
+        "keep_strategy": "cls_attn",
+        **changes,
+    }
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    text = str(render_model_card(tmp_path / "model"))
+    assert all(part in text for part in said), text
+    assert not any(part in text.split("## Use")[0] for part in unsaid), text
 
 
 @pytest.mark.parametrize(
