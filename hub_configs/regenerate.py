@@ -15,6 +15,9 @@ from modeling_svitt_ego.weights.released_config import RELEASES, release_config
 EDGES = dict(num_local_blocks=1, num_random_blocks=3, block_size=56)
 # As many blocks as above. 49 divides the 196 patches of a frame: the same place in the next frame is one whole block.
 TEMPORAL = dict(num_local_blocks=1, num_temporal_blocks=2, num_random_blocks=1, block_size=49)
+# Of our own design, so it keeps tokens by the rule that did best (benchmarks/README.md, "Which tokens to keep"). The
+# published configurations keep theirs.
+BY_MOTION = dict(keep_strategy="motion")
 DENSE = dict(num_random_blocks=None)
 PRUNE = dict(keep_rate=0.7, prune_layers=[3, 6, 9])
 FUSION_PRUNE = dict(keep_rate=0.1, prune_layers=[0])
@@ -79,7 +82,9 @@ def variants() -> dict[str, SViTTEgoConfig]:
     """Name to configuration. base, -edge, -node and -dense are the four corners of the two sparsities."""
     return {
         "svitt-ego-base": SViTTEgoConfig(vision_config=EDGES | PRUNE, cross_modal_config=FUSION_PRUNE),
-        "svitt-ego-base-temporal": SViTTEgoConfig(vision_config=TEMPORAL | PRUNE, cross_modal_config=FUSION_PRUNE),
+        "svitt-ego-base-temporal": SViTTEgoConfig(
+            vision_config=TEMPORAL | PRUNE | BY_MOTION, cross_modal_config=FUSION_PRUNE
+        ),
         "svitt-ego-base-edge": SViTTEgoConfig(vision_config=EDGES | KEEP_ALL, cross_modal_config=KEEP_ALL),
         "svitt-ego-base-node": SViTTEgoConfig(vision_config=DENSE | PRUNE, cross_modal_config=FUSION_PRUNE),
         "svitt-ego-base-dense": SViTTEgoConfig(vision_config=DENSE | KEEP_ALL, cross_modal_config=KEEP_ALL),

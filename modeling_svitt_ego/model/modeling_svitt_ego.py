@@ -325,7 +325,7 @@ class SViTTEgoForMultipleChoice(SViTTEgoModel):
         clips, texts = flatten_choices(pixel_values_videos, input_ids, attention_mask, token_type_ids)
         videos = self.get_video_features(clips, random_patterns, generator, return_dict=True, **kwargs)
         narrations = self.get_text_features(*texts, return_dict=True, **kwargs)
-        batch_size = len(input_ids)
+        batch_size = input_ids.shape[0]
         video, text = (unit_vectors(x.pooler_output).unflatten(0, (batch_size, -1)) for x in (videos, narrations))
         logits = (video * text).sum(-1) / self.clamp_temperature()
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)

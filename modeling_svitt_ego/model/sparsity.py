@@ -354,7 +354,7 @@ def motion_scores(
     """
     states, token_ids = states.float(), token_ids.expand(states.shape[0], -1)
     # Where each place of the clip is among the tokens, -1 if it was pruned, with a frame of padding on both sides.
-    index = torch.full((len(states), (num_frames + 2) * patches_per_frame), -1, device=states.device)
+    index = torch.full((states.shape[0], (num_frames + 2) * patches_per_frame), -1, device=states.device)
     tokens = torch.arange(token_ids.shape[1], device=states.device).expand_as(token_ids)
     index = index.scatter(1, token_ids + patches_per_frame, tokens)
     nearest = torch.full(token_ids.shape, float("inf"), device=states.device)

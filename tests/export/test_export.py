@@ -73,6 +73,20 @@ def test_the_files_equal_pytorch_for_any_batch_and_text_length(saved, exported):
         engine.get_video_features(clips[:, :2])
 
 
+def test_tokens_kept_by_motion_are_exported(tmp_path):
+    """Catches a rule that tracing bakes in: export itself compares the file with PyTorch on clips of its own."""
+    vision = RAGGED | {"num_temporal_blocks": 2, "num_random_blocks": 1, "keep_strategy": "motion"}
+    folder = save_tiny_folder(tmp_path / "model", text={"max_position_embeddings": 32}, vision=vision)
+    model, processor = load_dual_encoder(folder, "cpu")
+    export_onnx(model, processor, tmp_path / "onnx")
+    clips = torch.randn(3, 4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model.get_video_features(clips).pooler_output
+    found = OnnxDualEncoder(tmp_path / "onnx").get_video_features(clips).pooler_output
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert export_archive(model, tmp_path / "model.pt2") < 1e-5
+
+
 def test_a_search_by_the_engine_finds_what_pytorch_finds(saved, exported, videos, tmp_path, capsys, monkeypatch):
     """Catches an engine that search cannot use, and features of one engine taken from the cache for the other."""
     monkeypatch.chdir(tmp_path)

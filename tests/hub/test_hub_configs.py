@@ -69,6 +69,7 @@ def test_each_variants_sparsity_is_what_its_name_says(name):
     else:
         assert edges == {"1-5-56": (1, 0, 5, 56), "temporal": (1, 2, 1, 49)}.get(kind, (1, 0, 3, 56))
     assert vision.released_attention is (kind == "1-5-56")
+    assert vision.keep_strategy == ("motion" if kind == "temporal" else "cls_attn")
 
 
 def test_1_5_56_is_what_converting_the_release_gives(shared_dir, regenerate):
