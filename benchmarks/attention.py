@@ -56,6 +56,7 @@ PATTERNS = {
     "both": dict(num_random_blocks=3, keep_rate=0.7),
     "temporal": TEMPORAL | dict(keep_rate=1.0),
     "temporal-both": TEMPORAL | dict(keep_rate=0.7),
+    "temporal-motion": TEMPORAL | dict(keep_rate=0.7, keep_strategy="motion"),
 }
 # "library" is what one would write with the library alone: F.scaled_dot_product_attention with the bias as mask, in
 # torch's own graph; "sdpa" computes dense attention in chunks, and its tower keeps less (lean_linear.py).
@@ -66,6 +67,7 @@ IMPLEMENTATIONS = {
     "both": ("eager", "sdpa", "flex_attention"),
     "temporal": ("sdpa",),
     "temporal-both": ("sdpa",),
+    "temporal-motion": ("sdpa",),
 }
 OTHERS = ("bigbird", "videomae", "timesformer")
 AttentionInterface.register("library", sdpa_attention_forward)
