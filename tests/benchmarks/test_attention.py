@@ -80,5 +80,5 @@ def test_every_configuration_runs_a_step(benchmark):
     names = benchmark["names"]("cpu")
     assert not any("flex" in name for name in names) and any("flex" in name for name in benchmark["names"]("cuda"))
     for name in names:
-        runner = benchmark["Runner"](name, 4 if name in benchmark["OTHERS"] else 1, 1, "cpu", False, sizes)
+        runner = benchmark["Runner"](name, 4 if name in benchmark["OTHERS"] else 2, 1, "cpu", False, sizes)
         assert runner.timed("step") > 0 and runner.timed("forward") > 0
