@@ -10,6 +10,7 @@
     python benchmarks/experiments.py --only 8               # EgoNCE on Zipf's statistics, by contrastive batch
     python benchmarks/experiments.py --only 8-steps --steps 125   # the same at equal steps, not at equal clips
     python benchmarks/experiments.py --only 9               # temporal edges and pruning where the head moves
+    python benchmarks/experiments.py --only 9-long --steps 500    # edges where the head moves, trained for longer
     python benchmarks/experiments.py --report               # tables and pictures from the JSON files
 
 Results are in benchmarks/results/experiments, one JSON per experiment; finished runs are kept, so a stopped command

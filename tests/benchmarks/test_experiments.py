@@ -289,6 +289,7 @@ def test_experiments_on_other_worlds_have_worlds_of_their_own():
         "8": {"zipf": 1.0},
         "8-steps": {"zipf": 1.0},
         "9": {"head_motion": 10.0},
+        "9-long": {"head_motion": 10.0},
     }
     assert all(number in plan.TITLES for number in plan.STATISTICS)
 
