@@ -51,8 +51,8 @@ class SViTTEgoVisionConfig(SViTTEgoConfigBase):
             clip, and the distances between follow when these exceed it. Elsewhere these places straddle blocks, of
             which those that hold most are taken first (`sparsity.temporal_blocks`): at block size 56 and 196 patches a
             frame, two hold half each, so 2 covers one half back and the other half ahead, and 4 covers both. After
-            pruning by attention every clip has blocks that follow its own kept tokens. A block in the first or the
-            last frame takes random blocks instead of those that it lacks.
+            pruning by attention or motion every clip has blocks that follow its own kept tokens. A block in the first
+            or the last frame takes random blocks instead of those that it lacks.
         num_random_blocks (`int` or `None`): K_r, random blocks in addition. `None` is dense attention.
         block_size (`int`): G, tokens in a block.
         keep_rate (`float`): q_v, share of the patch tokens kept at each pruning layer, in (0, 1]; [CLS] always stays.
