@@ -237,6 +237,7 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
         return [
             *settings_of("9", scale)[:4],
             Setting("dense, nodes 0.7 by motion", dense | by_motion),
+            Setting(f"edges {temporal}, nodes 0.7", {**edges(temporal), "keep_rate": 0.7}),
             Setting(f"edges {temporal}, nodes 0.7 by motion", {**edges(temporal), **by_motion}),
         ]
     if experiment == "6":
