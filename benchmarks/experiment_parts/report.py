@@ -70,10 +70,12 @@ def describe(content: dict) -> str:
         plan, some = chosen[0]["budget"], chosen[0]
         seeds = sorted({run["seed"] for run in chosen})
         where = some["machine"]["device"] or f"{some['machine']['arch']} CPU"
+        others = len({run["command"] for run in chosen}) - 1
+        also = f" and {others} more of its kind, each with its runs in the JSON file" if others else ""
         lines.append(
             f"{data}; the {plan['scale']} model, {plan['num_frames']} frames, {plan['steps']} steps of "
             f"{plan['batch_size']} clips, seeds {', '.join(map(str, seeds))}; {where}, {some['date']}, "
-            f"`{some['command']}`."
+            f"`{some['command']}`{also}."
         )
     if len(lines) > 1:
         lines.insert(0, "**These runs differ in budget or data and should not be compared:**")
@@ -96,6 +98,7 @@ def accuracy_table(content: dict) -> str:
         "|---" * (len(columns) + 3 + on_device) + "|",
     ]
     first = next(iter(grouped.values()))
+    all_seeds = {seed for seeds in grouped.values() for seed in seeds}
     for name, seeds in grouped.items():
         cells = []
         for column in columns:
@@ -109,7 +112,9 @@ def accuracy_table(content: dict) -> str:
         cells.append(spread([result[f"{clock.lower()}_seconds_per_step"] for result in seeds.values()], 3))
         if on_device:
             cells.append(spread([result["max_memory_allocated"] / 1e6 for result in seeds.values()], 0))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        # The text above names the seeds of all runs together.
+        fewer = f" ({len(seeds)} seeds)" if len(seeds) < len(all_seeds) else ""
+        lines.append(f"| {name}{fewer} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -131,6 +131,25 @@ def test_the_report_begins_with_what_the_others_are_compared_with(finished):
     assert text.index("| InfoNCE |") < text.index("| EgoNCE |")
 
 
+def test_the_report_says_how_many_seeds_a_row_has_and_that_other_commands_made_some():
+    """Catches a deviation over three runs under a heading that names five seeds."""
+    machine = {"device": None, "arch": "x86_64"}
+    budget = {"scale": "tiny", "num_frames": 4, "steps": 2, "batch_size": 8}
+    columns = ("inter", "intra", "intra_frames_shuffled", "positives_per_clip", "cpu_seconds_per_step")
+    runs = [
+        {"setting": name, "seed": seed, "budget": budget, "data": "world", "machine": machine, "date": "2026-11-26",
+         "command": f"python e.py --setting {name}", "result": dict.fromkeys(columns, float(seed))}
+        for name, seeds in (("dense", range(5)), ("edges", (1, 3)))
+        for seed in seeds
+    ]  # fmt: skip
+    table = report.accuracy_table({"runs": runs}).splitlines()
+    assert table[2].startswith("| dense | 2.0 ± 1.6 | ") and table[3].startswith(
+        "| edges (2 seeds) | 2.0 ± 1.4 [+0.0 ± 0.0]"
+    )
+    text = report.describe({"runs": runs})
+    assert "seeds 0, 1, 2, 3, 4;" in text and "`python e.py --setting dense` and 1 more of its kind" in text
+
+
 def test_clips_in_memory_are_the_decoded_ones(world, tmp_path):
     """Catches frames of another clip or another time."""
     table, store = load_egoclip(world / "train" / "egoclip.csv"), VideoStore(world / "train" / "videos")
