@@ -48,6 +48,13 @@ STATISTICS = {
 }
 # Of experiments 6 and 9, in addition to the model's own choice (pruning.py).
 PRUNERS = ("random", "motion", "novel", "diverse", "merged")
+# contrastive_loss and scene_aware_negatives: EgoNCE, and its two halves alone, of experiments 2, 8 and 8-steps.
+LOSSES = {
+    "InfoNCE": ("info_nce", False),
+    "action-aware positives only": ("ego_nce", False),
+    "scene-aware negatives only": ("info_nce", True),
+    "EgoNCE": ("ego_nce", True),
+}
 CONTRASTIVE_BATCHES = (32, 128, 512, 1024)  # of experiments 8 and 8-steps
 FRAMES = {"5": 4, "5-8": 8, "5-16": 16}  # of these experiments, whatever --num-frames says
 # (K_l, K_t, K_r, G). The tiny tower's are compared at equal numbers of attended blocks, of 16 at 4 frames: as many as
@@ -189,12 +196,7 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
     if experiment == "2":
         return [
             Setting(name, {**learner, "contrastive_loss": loss}, {"scene_aware_negatives": scenes})
-            for name, loss, scenes in (
-                ("InfoNCE", "info_nce", False),
-                ("action-aware positives only", "ego_nce", False),
-                ("scene-aware negatives only", "info_nce", True),
-                ("EgoNCE", "ego_nce", True),
-            )
+            for name, (loss, scenes) in LOSSES.items()
         ]
     if experiment == "3":
         result = [Setting(f"both {PAPER_EDGES[scale]}, 0.7", both)]
@@ -257,12 +259,6 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
             for name, pattern in patterns.items()
         ]
     if experiment in ("8", "8-steps"):
-        losses = {
-            "InfoNCE": ("info_nce", False),
-            "action-aware positives only": ("ego_nce", False),
-            "scene-aware negatives only": ("info_nce", True),
-            "EgoNCE": ("ego_nce", True),
-        }
         fields = {**edges(temporal), "keep_rate": 0.7}
         return [
             Setting(
@@ -273,6 +269,6 @@ def settings_of(experiment: str, scale: str) -> list[Setting]:
                 equal_steps=True if experiment == "8-steps" else None,
             )
             for batch in CONTRASTIVE_BATCHES
-            for name, (loss, scenes) in losses.items()
+            for name, (loss, scenes) in LOSSES.items()
         ]
     raise ValueError(f"experiment ({experiment!r}) must be one of {', '.join(TRAINED)}.")
