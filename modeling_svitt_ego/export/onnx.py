@@ -108,6 +108,7 @@ def _export(tower, inputs: tuple, path: Path, input_names: list[str], output_nam
         program = torch.onnx.export(
             tower.eval(), inputs, dynamo=True, opset_version=_OPSET, verbose=False, dynamic_shapes=tuple(free),
             input_names=input_names, output_names=output_names,
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
         )  # fmt: skip
     program.save(path)
     # Compared with other sizes than the traced ones: a size that was baked in shows here.
@@ -120,6 +121,15 @@ def _export(tower, inputs: tuple, path: Path, input_names: list[str], output_nam
     if not exported.max_error <= TOLERANCE:
         raise ValueError(f"{path.name} differs from PyTorch by {exported.max_error:.2e}, more than {TOLERANCE}.")
     return exported
+
+
+def _stable_sort(self, stable: bool = False, dim: int = -1, descending: bool = False):
+    """`aten.sort.stable`, which torch's exporter lacks: of equal values, TopK gives that of the lower index first."""
+    from onnxscript import opset20 as op
+
+    dim = dim % len(self.shape)
+    size = op.Shape(self, start=dim, end=dim + 1)
+    return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
 
 
 def _quantise(tower, path: Path, write: Callable[[Path, Path], None], cases: list[tuple]) -> ExportedTower:

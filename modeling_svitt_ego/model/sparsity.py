@@ -369,8 +369,12 @@ def motion_scores(
 def select_tokens(scores: torch.Tensor, num_kept: int) -> torch.Tensor:
     """
     Indices (B, num_kept) of the highest `scores` (B, n), in ascending order: the tokens that stay keep their order.
+
+    Of equal scores the earlier token stays, on every device and in ONNX, which `topk` leaves open. Equal scores are
+    the rule for motion: two tokens that are each other's nearest have one distance.
     """
-    return scores.topk(num_kept, dim=-1).indices.sort(dim=-1).values
+    ranked = scores.sort(dim=-1, descending=True, stable=True).indices
+    return ranked[:, :num_kept].sort(dim=-1).values
 
 
 def take_tokens(hidden_states: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

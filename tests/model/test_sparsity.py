@@ -571,6 +571,15 @@ def test_kept_tokens_are_the_highest_in_their_old_order_behind_cls():
     assert take_tokens(states, kept)[:, :, 0].tolist() == [[0, 4, 8], [0, 2, 6]]
 
 
+def test_of_equal_scores_the_earlier_token_stays():
+    """Catches a choice that differs between devices and exported files: motion has equal scores in pairs."""
+    scores = torch.tensor([[0.0] * 50 + [1.0] * 50, [float("inf"), 2.0] * 50])
+    assert select_tokens(scores, 60)[0].tolist() == [*range(10), *range(50, 100)]
+    assert select_tokens(scores, 52)[1].tolist() == sorted([*range(0, 100, 2), 1, 3])
+    still = torch.randn(1, 4, 3).repeat(1, 2, 1)  # two equal frames of four patches
+    assert motion_scores(still, torch.arange(8)[None], 2, 4).tolist() == [[0.0] * 8]
+
+
 def test_motion_is_the_distance_to_the_same_place_in_the_nearest_frame():
     """Two patches a frame, three frames, the last place of the second frame is pruned; the ids are shared."""
     ids = torch.tensor([[0, 1, 2, 4, 5]])
