@@ -55,7 +55,7 @@ def merge_dropped(hidden_states: torch.Tensor, kept: torch.Tensor) -> torch.Tens
 def novelty(states: torch.Tensor, token_ids: torch.Tensor, patches_per_frame: int) -> torch.Tensor:
     """
     (B, n) distances of each token to the most similar one, at any place, one frame before or after: motion with the
-    camera's own movement searched for. Infinite where nothing is left of both frames.
+    camera's own movement searched for. Infinite where nothing is left of both frames. `token_ids` are (1 or B, n).
     """
     states, frames = states.float(), token_ids // patches_per_frame
     neighbours = (frames[:, :, None] - frames[:, None, :]).abs() == 1
@@ -78,7 +78,7 @@ def _motion(patches_per_frame, hidden_states, token_ids, num_frames, cls_attenti
 
 
 def _novel(patches_per_frame, hidden_states, token_ids, num_frames, cls_attention, num_kept, seed):
-    scores = novelty(hidden_states[:, 1:].detach(), token_ids.expand(len(hidden_states), -1), patches_per_frame)
+    scores = novelty(hidden_states[:, 1:].detach(), token_ids, patches_per_frame)
     return _choose(hidden_states, token_ids, select_tokens(scores, num_kept))
 
 
